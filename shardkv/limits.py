@@ -1,0 +1,43 @@
+"""Every limit of the wire and of user data, in one place; `shardkv/wire/PROTOCOL.md` has the same table.
+
+All are configurable (`[limits]` in a configuration file); the values here are the defaults.
+Sizes are bytes, times milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a process accepts from its peers and users."""
+
+    key_bytes_max: int = 64 * KIB
+    """Longest user key."""
+    value_bytes_max: int = 16 * MIB
+    """Longest value."""
+    frame_bytes_max: int = 32 * MIB
+    """Longest frame body after the hello."""
+    hello_bytes_max: int = 4 * KIB
+    """Longest frame body before the hello was accepted."""
+    operations_max: int = 10_000
+    """Most keys or operations in one request."""
+    requests_in_flight_max: int = 4_096
+    """Most unanswered requests of one connection; past it the socket is not read."""
+    bytes_in_flight_max: int = 64 * MIB
+    """Most bytes of unanswered requests of one connection; past it the socket is not read."""
+    output_bytes_max: int = 64 * MIB
+    """Most bytes of replies a peer may leave unread; past a quarter of it the socket is not read, past it closed."""
+    hello_timeout_ms: int = 5_000
+    """A connection that has not said hello by then is closed."""
+    idle_timeout_ms: int = 300_000
+    """A connection with nothing in flight and nothing said for this long is closed."""
+    connections_max: int = 10_000
+    """Most connections of one process."""
+
+
+DEFAULT_LIMITS = Limits()
