@@ -1,0 +1,87 @@
+"""Checks of user keys, values and ranges against the limits: one place, for clients, routers and nodes.
+
+Every function returns None when all is well and raises a RequestError that says which limit and by how much.
+Columns are checked with C loops (`min`, `max` over `map(len)`); Python looks for the culprit only when there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardkv.errors import (
+    BatchTooLarge,
+    InvalidArgument,
+    InvalidKey,
+    InvalidRange,
+    KeyTooLarge,
+    ValueTooLarge,
+)
+from shardkv.limits import Limits
+from shardkv.wire.messages import Kind, Write
+
+_KINDS = bytes(Kind)
+
+
+def check_keys(keys: Sequence[bytes], limits: Limits) -> None:
+    """Raises InvalidKey for an empty key, KeyTooLarge, BatchTooLarge."""
+    if not keys:
+        return
+    if len(keys) > limits.operations_max:
+        raise BatchTooLarge(
+            f"A request holds {len(keys)} keys; the limit is {limits.operations_max}.",
+            detail={"count": len(keys), "limit": limits.operations_max},
+            hint="Split it into several requests.",
+        )
+    lengths = list(map(len, keys))
+    if not min(lengths):
+        raise InvalidKey("A key is empty.", detail={"index": lengths.index(0)}, hint="Use at least one byte.")
+    longest = max(lengths)
+    if longest > limits.key_bytes_max:
+        raise KeyTooLarge(
+            f"A key is {longest} bytes long; the limit is {limits.key_bytes_max} bytes.",
+            detail={"index": lengths.index(longest), "bytes": longest, "limit": limits.key_bytes_max},
+            hint="Use a shorter key, for example a hash of this one.",
+        )
+
+
+def check_values(values: Sequence[bytes], limits: Limits) -> None:
+    """Raises ValueTooLarge."""
+    longest = max(map(len, values), default=0)
+    if longest > limits.value_bytes_max:
+        index = [len(value) for value in values].index(longest)
+        raise ValueTooLarge(
+            f"A value is {longest} bytes long; the limit is {limits.value_bytes_max} bytes.",
+            detail={"index": index, "bytes": longest, "limit": limits.value_bytes_max},
+            hint="Cut it into several values.",
+        )
+
+
+def check_write(write: Write, limits: Limits) -> None:
+    """Keys, values and that the columns of a write agree."""
+    count = len(write.keys)
+    if not count:
+        raise InvalidArgument("A write holds no operation.")
+    if len(write.values) != count:
+        raise InvalidArgument(f"A write has {count} keys and {len(write.values)} values.")
+    kinds = bytes((write.kinds,)) if isinstance(write.kinds, int) and 0 < write.kinds < 256 else write.kinds
+    if not isinstance(kinds, bytes) or kinds.strip(_KINDS):
+        raise InvalidArgument("A write has an operation that is neither a put nor a delete.")
+    if isinstance(write.kinds, bytes) and len(write.kinds) != count:
+        raise InvalidArgument(f"A write has {count} keys and {len(write.kinds)} kinds.")
+    check_keys(write.keys, limits)
+    check_values(write.values, limits)
+
+
+def check_range(start: bytes, stop: bytes | None, limits: Limits) -> None:
+    """Raises InvalidRange when `stop` is before `start`; an empty range (equal bounds) is fine."""
+    if stop is not None and stop < start:
+        raise InvalidRange(
+            f"The range stops at {stop[:40]!r}, before it starts at {start[:40]!r}.",
+            hint="Give the smaller key first; use reverse to read backwards.",
+        )
+    for bound in (start, stop):
+        if bound is not None and len(bound) > limits.key_bytes_max + 1:
+            raise KeyTooLarge(
+                f"A bound of a range is {len(bound)} bytes long; the limit is {limits.key_bytes_max} bytes.",
+                detail={"bytes": len(bound), "limit": limits.key_bytes_max},
+            )

@@ -1,0 +1,341 @@
+"""Requests and replies: their numbers, shapes, encoders and typed decoders. See PROTOCOL.md.
+
+Invariant: what a decoder here returns has exactly the declared types and bounded lengths; anything else is
+RemoteProtocolError (an envelope) or InvalidArgument (a payload), raised before a large structure is built.
+Operation numbers and reply statuses are never renumbered; zero in a status means success and nothing else.
+Sizes of keys and values are checked by `shardkv.wire.checks`, not here.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from shardkv.errors import InvalidArgument, RemoteProtocolError, ShardKVError, from_wire
+
+PROTOCOL_VERSION = 1
+MAGIC = "shardkv"
+
+COLUMN_LENGTH_HARD_MAX = 1_000_000
+"""No column longer than this is even decoded; `Limits.operations_max` then gives the exact, kinder refusal."""
+
+
+class Op(IntEnum):
+    """What a request asks for. Never renumber."""
+
+    HELLO = 0
+    CONTEXT = 1
+    PING = 2
+    READ = 10
+    WRITE = 11
+    SCAN = 12
+    STATUS = 20
+    META_READ = 30
+    META_TXN = 31
+    META_WATCH = 32
+
+
+class Kind(IntEnum):
+    """What one operation of a write does. Never renumber; the storage formats use the same numbers."""
+
+    PUT = 1
+    DELETE = 2
+
+
+class WriteResult(IntEnum):
+    """What became of one operation of a write."""
+
+    APPLIED = 0
+    APPLIED_EXISTED = 1
+    """Applied, and the key existed before; told only when asked for with `want_existed`."""
+    REFUSED = 2
+    """Not applied."""
+    UNKNOWN = 3
+    """May or may not have been applied."""
+
+
+OK = 0
+ERROR = 1
+
+Column = Annotated[list[bytes], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
+OptionalColumn = Annotated[list[bytes | None], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """Base of all wire structures: arrays on the wire, so a later version may add fields at the end."""
+
+
+class Request(Message):
+    """One request. `shard` and `epoch` are nil towards a router; `deadline_ms` is what remains, nil for none."""
+
+    id: int
+    op: int
+    ctx: int
+    shard: int | None
+    epoch: int | None
+    deadline_ms: int | None
+    payload: msgspec.Raw
+
+
+class Reply(Message):
+    """One reply. `status` is OK and `payload` the operation's reply, or ERROR and an ErrorPayload."""
+
+    id: int
+    status: int
+    payload: Any
+
+
+class RawReply(Message):
+    """A reply as it is received: its payload is decoded once the request it answers is known."""
+
+    id: int
+    status: int
+    payload: msgspec.Raw
+
+
+class ErrorPayload(Message):
+    code: str
+    message: str
+    detail: dict[str, Any]
+    hint: str
+
+
+class Hello(Message):
+    """The first request of a connection, and the payload of its reply: who each side is."""
+
+    magic: str
+    protocol: int
+    role: str
+    """`client`, `router`, `node`, `meta` or `launcher`."""
+    name: str
+    cluster_id: str | None
+    """None for a client: it belongs to no cluster until it is told one."""
+    incarnation: int
+    credentials: bytes | None
+    ordered: bool
+    """Ask that replies to one key keep the order of the requests."""
+
+
+class Context(Message):
+    """Registers what number `ctx` stands for on this connection."""
+
+    ctx: int
+    keyspace: str
+    principal: str | None
+    trace: str | None
+
+
+class Read(Message):
+    keys: Column
+
+
+class ReadReply(Message):
+    values: OptionalColumn
+    """In the order of the keys; nil where there is none."""
+
+
+class Token(Message):
+    """An idempotency token: who asked, and the number of the asking."""
+
+    client_id: bytes
+    number: int
+
+
+class Write(Message):
+    """The one write operation. `kinds` is one Kind for all operations or one byte for each."""
+
+    token: Token | None
+    conditions: None
+    kinds: int | bytes
+    keys: Column
+    values: Column
+    """Empty bytes where the operation is a delete."""
+    want_existed: bool
+
+
+class ShardProblem(Message):
+    """Why the operations of one shard were not applied, or are not known to be."""
+
+    shard: int
+    code: str
+    message: str
+    detail: dict[str, Any]
+    hint: str
+
+
+class WriteReply(Message):
+    results: bytes
+    """One WriteResult for each operation, in the order asked."""
+    version: int | None
+    """The version given to every operation when one shard took them all."""
+    problems: list[ShardProblem]
+
+
+class Scan(Message):
+    """One page of an ordered scan of [start, stop). To a node, `shards` names (shard, epoch) pairs."""
+
+    start: bytes
+    stop: bytes | None
+    reverse: bool
+    keys_only: bool
+    limit: int
+    page_bytes: int
+    shards: Annotated[list[tuple[int, int]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)] | None
+
+
+class Page(Message):
+    """Rows in the scan's order and what they cover.
+
+    Forward the page covers [start, frontier) and the next one starts at `frontier`; in reverse it covers
+    [frontier, stop) and the next one stops there. A nil frontier: everything asked for is covered.
+    """
+
+    keys: Column
+    values: Column | None
+    frontier: bytes | None
+    shards: list[int] | None
+    """From a node: the shards covered. From a router: nil, all of the keyspace."""
+
+
+class MetaRead(Message):
+    prefix: str
+
+
+class MetaEntry(Message):
+    key: str
+    value: bytes | None
+    """nil: deleted."""
+    revision: int
+
+
+class MetaCompare(Message):
+    key: str
+    revision: int
+    """The entry's revision must be this one; 0: the key must not exist."""
+
+
+class MetaPut(Message):
+    key: str
+    value: bytes | None
+    """nil deletes."""
+
+
+class MetaTxn(Message):
+    compares: list[MetaCompare]
+    puts: list[MetaPut]
+
+
+class MetaTxnReply(Message):
+    applied: bool
+    revision: int
+
+
+class MetaWatch(Message):
+    since: int
+    """Answered when something is newer than this revision, or after `wait_ms` with nothing."""
+    wait_ms: int
+
+
+class MetaEntries(Message):
+    revision: int
+    entries: list[MetaEntry]
+
+
+Requests = tuple[int, Annotated[list[Request], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]]
+Replies = tuple[int, Annotated[list[RawReply], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]]
+
+Batch = TypeVar("Batch")
+
+_encoder = msgspec.msgpack.Encoder()
+_requests_decoder = msgspec.msgpack.Decoder(Requests)
+_replies_decoder = msgspec.msgpack.Decoder(Replies)
+_error_decoder = msgspec.msgpack.Decoder(ErrorPayload)
+
+encode = _encoder.encode
+"""Any message, or a list of them, as msgpack."""
+
+NOTHING = msgspec.Raw(b"\xc0")
+"""An empty payload."""
+
+
+def raw(message: Any) -> msgspec.Raw:
+    """`message` encoded, ready to be put into a Request."""
+    return msgspec.Raw(encode(message))
+
+
+def encode_batch(clock: int, messages: list[Any]) -> bytes:
+    """The body of a frame: the sender's hybrid clock and a batch of requests or replies."""
+    return encode((clock, messages))
+
+
+def decode_requests(body: bytes) -> Requests:
+    """(sender's clock, requests) of a frame body. Raises RemoteProtocolError."""
+    return _decode_envelope(_requests_decoder, body, "request")
+
+
+def decode_replies(body: bytes) -> Replies:
+    """(sender's clock, replies) of a frame body. Raises RemoteProtocolError."""
+    return _decode_envelope(_replies_decoder, body, "reply")
+
+
+def _decode_envelope(decoder: msgspec.msgpack.Decoder[Batch], body: bytes, what: str) -> Batch:
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
+        raise RemoteProtocolError(f"A frame is not a batch of {what}s: {_reason(error)}.") from error
+
+
+class PayloadDecoder:
+    """Decodes one type of payload; what does not fit is InvalidArgument with the place and the reason."""
+
+    __slots__ = ("_decode", "_name")
+
+    def __init__(self, kind: type[Message]) -> None:
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._name = kind.__name__.lower()
+
+    def __call__(self, payload: msgspec.Raw) -> Any:
+        try:
+            return self._decode(payload)
+        except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
+            raise InvalidArgument(f"The payload of a {self._name} request is malformed: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).rstrip(".")
+
+
+decode_hello = PayloadDecoder(Hello)
+decode_context = PayloadDecoder(Context)
+decode_read = PayloadDecoder(Read)
+decode_read_reply = PayloadDecoder(ReadReply)
+decode_write = PayloadDecoder(Write)
+decode_write_reply = PayloadDecoder(WriteReply)
+decode_scan = PayloadDecoder(Scan)
+decode_page = PayloadDecoder(Page)
+decode_meta_read = PayloadDecoder(MetaRead)
+decode_meta_txn = PayloadDecoder(MetaTxn)
+decode_meta_txn_reply = PayloadDecoder(MetaTxnReply)
+decode_meta_watch = PayloadDecoder(MetaWatch)
+decode_meta_entries = PayloadDecoder(MetaEntries)
+
+
+def decode_any(payload: msgspec.Raw) -> Any:
+    """A payload of a trusted peer without a declared shape (status)."""
+    return msgspec.msgpack.decode(payload)
+
+
+def error_reply(request_id: int, error: ShardKVError) -> Reply:
+    """The reply that reports `error`."""
+    return Reply(request_id, ERROR, ErrorPayload(error.code, error.message, error.detail, error.hint))
+
+
+def reply_error(payload: msgspec.Raw) -> ShardKVError:
+    """The exception an ERROR reply's payload stands for."""
+    try:
+        told = _error_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        return RemoteProtocolError(f"The peer reported an error that cannot be read: {error}.")
+    return from_wire(told.code, told.message, told.detail, told.hint)
