@@ -1,0 +1,132 @@
+"""`Columns`: a run of rows held as one column per field. Blocks hold it, memtables yield it, merges eat it.
+
+Invariants:
+  - keys ascend strictly inside one `Columns`;
+  - all columns have one entry per key, or are one int that stands for every row (a collapsed column).
+
+Columns are what makes "Python per batch, C per key" possible: a slice, a bisect, a merge or an encode is one call
+into C for all rows. It is a msgspec struct with array layout, so its msgpack form is the body of a data block.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+import msgspec
+
+# Kinds of cells. On disk in log and tables: never renumber; 0 stays reserved.
+PUT = 1
+DELETE = 2
+DEDUPE = 3  # internal records of idempotency; reserved, not written yet
+PUT_EXPIRING = 4  # a put whose expiry column says when it ends; reserved, not written yet
+
+NO_EXPIRY = 0
+
+SEQNO_BITS = 40
+SEQNO_MAX = (1 << SEQNO_BITS) - 1
+TERM_MAX = (1 << 24) - 1
+
+_SWAP = sys.byteorder == "big"
+
+
+def make_version(term: int, seqno: int) -> int:
+    """The version of every row of the write request (term, seqno)."""
+    return (term << SEQNO_BITS) | seqno
+
+
+class Columns(msgspec.Struct, array_like=True, gc=False):
+    """Rows in key order. See the module for the invariants; `check()` tests the lengths."""
+
+    keys: list[bytes]
+    kinds: int | bytes
+    """PUT, DELETE...: one int for all rows, or one byte per row."""
+    versions: int | bytes
+    """One int for all rows, or n little-endian u64."""
+    expiries: int | bytes
+    """Milliseconds since 1970, 0 = never: one int for all rows, or n little-endian u64."""
+    values: list[bytes]
+    """b"" for a delete."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def slice(self, low: int, high: int) -> Columns:
+        """Rows [low, high)."""
+        kinds, versions, expiries = self.kinds, self.versions, self.expiries
+        return Columns(
+            self.keys[low:high],
+            kinds if isinstance(kinds, int) else kinds[low:high],
+            versions if isinstance(versions, int) else versions[8 * low : 8 * high],
+            expiries if isinstance(expiries, int) else expiries[8 * low : 8 * high],
+            self.values[low:high],
+        )
+
+    def kind(self, index: int) -> int:
+        kinds = self.kinds
+        return kinds if isinstance(kinds, int) else kinds[index]
+
+    def version(self, index: int) -> int:
+        return _u64_at(self.versions, index)
+
+    def expiry(self, index: int) -> int:
+        return _u64_at(self.expiries, index)
+
+    def check(self) -> str | None:
+        """What is wrong with the lengths of the columns, or None. Constant time; keys are not looked at."""
+        n = len(self.keys)
+        if len(self.values) != n:
+            return f"{len(self.values)} values for {n} keys"
+        for name, column, width in (
+            ("kinds", self.kinds, 1),
+            ("versions", self.versions, 8),
+            ("expiries", self.expiries, 8),
+        ):
+            if not isinstance(column, int) and len(column) != width * n:
+                return f"{len(column)} bytes of {name} for {n} keys"
+        return None
+
+
+EMPTY = Columns([], PUT, 0, NO_EXPIRY, [])
+"""No rows. Never changed in place."""
+
+
+def _u64_at(column: int | bytes, index: int) -> int:
+    return column if isinstance(column, int) else int.from_bytes(column[8 * index : 8 * index + 8], "little")
+
+
+def expand_kinds(column: int | bytes, n: int) -> bytes:
+    """One byte per row."""
+    return bytes((column,)) * n if isinstance(column, int) else column
+
+
+def expand_u64(column: int | bytes, n: int) -> Sequence[int]:
+    """One int per row."""
+    if isinstance(column, int):
+        return [column] * n
+    numbers = array("Q", column)
+    if _SWAP:
+        numbers.byteswap()
+    return numbers
+
+
+def pack_u64(numbers: Iterable[int]) -> bytes:
+    """n little-endian u64."""
+    packed = array("Q", numbers)
+    if _SWAP:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def collapse(column: bytes, width: int) -> int | bytes:
+    """The column as one int when every row holds the same, as it is otherwise. `width`: bytes per row, 1 or 8."""
+    first = column[:width]
+    n = len(column) // width
+    return int.from_bytes(first, "little") if n and first * n == column else column
+
+
+def repeat_u64(number: int, n: int) -> Iterable[int]:
+    """One number for n rows, for `array.extend`."""
+    return repeat(number, n)

@@ -1,0 +1,308 @@
+"""The one seam through which the engine touches files: the protocol `Vfs`, and `OsVfs`, the real thing.
+
+Invariants:
+  - An `OSError` never leaves this module: it becomes `DiskFull` or `StorageError` here, once, with the
+    operation, the path and the system's words, and stays reachable as `__cause__`.
+  - `create` never opens a file that exists; `write` returns only after the kernel took every byte.
+  - Nothing is durable before `sync` (the bytes) and `sync_dir` (the name) have returned.
+
+What to do after a failure (retry, refuse, poison the store) is the caller's to decide. After a failed `sync`
+the only right answer is to stop: the kernel may have dropped the pages and the next sync would lie.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import Protocol
+
+from shardkv.errors import DiskFull, StorageError, StoreLocked
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_TMP_SUFFIX = ".tmp"
+
+
+class WritableFile(Protocol):
+    """A new file, written from its start to its end and never rewritten."""
+
+    path: str
+    offset: int
+    """Bytes the kernel has taken so far; the next `write` lands here."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class ReadableFile(Protocol):
+    """A file opened for positional reads. Stays readable after its name was removed."""
+
+    path: str
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """The bytes [offset, offset + size); shorter only where the file ends."""
+        ...
+
+    def size(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Lock(Protocol):
+    def release(self) -> None: ...
+
+
+class Vfs(Protocol):
+    """What the engine may ask of a file system. Paths are strings; sizes and offsets are bytes.
+
+    Every method raises `DiskFull` when there is no space or quota, `StorageError` for any other failure.
+    """
+
+    def create(self, path: str) -> WritableFile:
+        """A new empty file. Raises `StorageError` when the path exists."""
+        ...
+
+    def open_read(self, path: str) -> ReadableFile: ...
+    def size(self, path: str) -> int: ...
+    def rename(self, source: str, target: str) -> None:
+        """Atomic; replaces `target`. Durable only after `sync_dir`."""
+        ...
+
+    def remove(self, path: str) -> None: ...
+    def list(self, directory: str) -> list[str]:
+        """Names (not paths) in the directory, sorted."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+    def make_dirs(self, path: str) -> None:
+        """Make the directory and its parents; one that exists is fine."""
+        ...
+
+    def sync_dir(self, directory: str) -> None: ...
+    def lock(self, path: str) -> Lock:
+        """Take the exclusive lock on this file, or raise `StoreLocked` naming the holder when it is known."""
+        ...
+
+    def free_bytes(self, directory: str) -> int: ...
+
+    def read_all(self, path: str) -> bytes:
+        """The whole file. For small files (identity, pointer); tables and logs are read in pieces."""
+        file = self.open_read(path)
+        try:
+            return file.pread(0, file.size())
+        finally:
+            file.close()
+
+    def write_atomic(self, path: str, data: bytes) -> None:
+        """Replace the file at `path` by one that holds `data`; after a crash it holds the old or the new bytes.
+
+        Returns when both the bytes and the name are durable. A leftover `path.tmp` of an earlier crash is removed.
+        """
+        tmp = path + _TMP_SUFFIX
+        if self.exists(tmp):
+            self.remove(tmp)
+        file = self.create(tmp)
+        try:
+            file.write(data)
+            file.sync()
+        finally:
+            file.close()
+        self.rename(tmp, path)
+        self.sync_dir(os.path.dirname(path) or ".")
+
+
+def storage_error(operation: str, path: str, error: OSError) -> StorageError:
+    """The error of the tree that stands for this `OSError`: `DiskFull` or plain `StorageError`."""
+    what = f"Could not {operation} {path}: {error.strerror or error}."
+    detail = {"operation": operation, "path": path, "errno": error.errno or 0}
+    if error.errno in _NO_SPACE:
+        return DiskFull(what, detail=detail, hint="Free space on this disk; writes resume by themselves.")
+    return StorageError(what, detail=detail)
+
+
+class OsVfs(Vfs):
+    """The file system of the machine. Descriptors are never inherited by programs this process starts."""
+
+    def create(self, path: str) -> WritableFile:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except OSError as error:
+            raise storage_error("create", path, error) from error
+        return _OsWritableFile(path, descriptor)
+
+    def open_read(self, path: str) -> ReadableFile:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise storage_error("open", path, error) from error
+        return _OsReadableFile(path, descriptor)
+
+    def size(self, path: str) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise storage_error("look at", path, error) from error
+
+    def rename(self, source: str, target: str) -> None:
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            raise storage_error("rename", source, error) from error
+
+    def remove(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            raise storage_error("remove", path, error) from error
+
+    def list(self, directory: str) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))
+        except OSError as error:
+            raise storage_error("list", directory, error) from error
+
+    def exists(self, path: str) -> bool:
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise storage_error("look at", path, error) from error
+        return True
+
+    def make_dirs(self, path: str) -> None:
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise storage_error("make the directory", path, error) from error
+
+    def sync_dir(self, directory: str) -> None:
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise storage_error("sync the directory", directory, error) from error
+
+    def lock(self, path: str) -> Lock:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error("open the lock", path, error) from error
+        try:
+            _take_lock(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _OsLock(descriptor)
+
+    def free_bytes(self, directory: str) -> int:
+        try:
+            stat = os.statvfs(directory)
+        except OSError as error:
+            raise storage_error("look at the free space of", directory, error) from error
+        return stat.f_bavail * stat.f_frsize
+
+
+class _OsWritableFile:
+    __slots__ = ("_descriptor", "offset", "path")
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self.offset = 0
+        self._descriptor = descriptor
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            written = os.write(self._descriptor, data)
+            self.offset += written
+            if written < len(data):
+                self._write_rest(memoryview(data)[written:])
+        except OSError as error:
+            raise storage_error("write to", self.path, error) from error
+
+    def _write_rest(self, rest: memoryview) -> None:
+        while rest:
+            written = os.write(self._descriptor, rest)
+            self.offset += written
+            rest = rest[written:]
+
+    def sync(self) -> None:
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise storage_error("sync", self.path, error) from error
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                raise storage_error("close", self.path, error) from error
+
+
+class _OsReadableFile:
+    __slots__ = ("_descriptor", "path")
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def pread(self, offset: int, size: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, size, offset)
+            while data and len(data) < size:
+                more = os.pread(self._descriptor, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise storage_error("read", self.path, error) from error
+        return data
+
+    def size(self) -> int:
+        try:
+            return os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise storage_error("look at", self.path, error) from error
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class _OsLock:
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let others in. The lock file stays: removing it would let two processes lock two different files."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _take_lock(path: str, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        who = f"process {holder}" if holder.isdigit() else "another process"
+        raise StoreLocked(
+            f"The store at {os.path.dirname(path) or '.'} is in use by {who}.",
+            detail={"path": path, "pid": int(holder) if holder.isdigit() else 0},
+            hint="Stop that process first, or choose another data directory.",
+        ) from error
+    except OSError as error:
+        raise storage_error("lock", path, error) from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    except OSError as error:
+        raise storage_error("write to the lock", path, error) from error
