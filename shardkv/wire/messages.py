@@ -249,8 +249,8 @@ Replies = tuple[int, Annotated[list[RawReply], msgspec.Meta(max_length=COLUMN_LE
 Batch = TypeVar("Batch")
 
 _encoder = msgspec.msgpack.Encoder()
-_requests_decoder = msgspec.msgpack.Decoder(Requests)
-_replies_decoder = msgspec.msgpack.Decoder(Replies)
+_requests_decoder: msgspec.msgpack.Decoder[Requests] = msgspec.msgpack.Decoder(Requests)
+_replies_decoder: msgspec.msgpack.Decoder[Replies] = msgspec.msgpack.Decoder(Replies)
 _error_decoder = msgspec.msgpack.Decoder(ErrorPayload)
 
 encode = _encoder.encode

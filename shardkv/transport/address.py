@@ -1,0 +1,32 @@
+"""Addresses as people write them: HOST:PORT, with [..] around an IPv6 host."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from shardkv.errors import InvalidArgument
+
+Address = tuple[str, int]
+
+
+def parse_address(text: str) -> Address:
+    """(host, port) of "HOST:PORT". Raises InvalidArgument."""
+    host, colon, port = text.strip().rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidArgument(f"{text!r} is not an address.", hint="Write HOST:PORT, for example 127.0.0.1:7400.")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """The inverse of `parse_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

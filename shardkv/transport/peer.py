@@ -1,0 +1,315 @@
+"""An outgoing connection that mends itself: requests with callbacks out, replies matched by id back.
+
+Invariants: a callback runs exactly once unless its request was forgotten; a late or unknown reply disturbs nobody;
+a request that was handed to the socket and never answered ends in OutcomeUnknown, one that was not in
+UnavailableError. Retrying is the caller's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from shardkv.errors import (
+    DeadlineExceeded,
+    OutcomeUnknown,
+    ProtocolError,
+    RemoteProtocolError,
+    ShardKVError,
+    UnavailableError,
+)
+from shardkv.hybrid_clock import HybridClock
+from shardkv.limits import DEFAULT_LIMITS, Limits
+from shardkv.transport.address import parse_address
+from shardkv.transport.outbox import encode_frames, set_socket_options
+from shardkv.transport.server import wall_ms
+from shardkv.wire.frame import FrameDecoder
+from shardkv.wire.hello import Identity, check_hello
+from shardkv.wire.messages import (
+    OK,
+    Hello,
+    Op,
+    RawReply,
+    Request,
+    decode_hello,
+    decode_replies,
+    raw,
+    reply_error,
+)
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 0.02
+RETRY_MOST_S = 1.0
+CONNECT_TIMEOUT_S = 5.0
+
+OnReply = Callable[[RawReply | ShardKVError], None]
+
+
+class Peer:
+    """A connection to one process, reachable at any of several addresses.
+
+    `expected` names who must answer there; `on_up`, `on_down` run when the connection is usable and when it broke.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        me: Callable[[], Identity],
+        expected: Identity | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        clock: HybridClock | None = None,
+        on_up: Callable[[], None] | None = None,
+        on_down: Callable[[], None] | None = None,
+    ) -> None:
+        self.addresses = [parse_address(address) for address in addresses]
+        self.me = me
+        self.expected = expected
+        self.limits = limits
+        self.clock = clock or HybridClock()
+        self.remote: Hello | None = None
+        self.last_problem: ShardKVError = UnavailableError(f"Not connected to {self.label} yet.")
+        self._on_up = on_up or _nothing
+        self._on_down = on_down or _nothing
+        self._wire: _Wire | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def label(self) -> str:
+        """What to call this peer in messages."""
+        where = ", ".join(f"{host}:{port}" for host, port in self.addresses)
+        return f"{self.expected.role} {self.expected.name} at {where}" if self.expected else where
+
+    @property
+    def connected(self) -> bool:
+        return self._wire is not None
+
+    def start(self) -> None:
+        """Connect, and connect again whenever the connection breaks, until `close`."""
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """Stop connecting and close; whatever is in flight ends in an error."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._wire is not None:
+            self._wire.abort()
+            await asyncio.sleep(0)
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Raises the last connection problem when there is no connection within `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._wire is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self.last_problem from None
+
+    def send(
+        self,
+        op: Op,
+        payload: msgspec.Raw,
+        *,
+        on_reply: OnReply,
+        ctx: int = 0,
+        shard: int | None = None,
+        epoch: int | None = None,
+        deadline: float | None = None,
+    ) -> int:
+        """Send a request; its reply or error comes to `on_reply`. Returns the id that `forget` takes.
+
+        `deadline` is an absolute `loop.time()`; it is passed on, not enforced here.
+        Raises UnavailableError when there is no connection.
+        """
+        if self._wire is None:
+            raise UnavailableError(f"There is no connection to {self.label}: {self.last_problem.message}")
+        return self._wire.send(op, payload, on_reply, ctx, shard, epoch, deadline)
+
+    def forget(self, request_id: int) -> None:
+        """The caller no longer wants the reply to this request."""
+        if self._wire is not None:
+            self._wire.pending.pop(request_id, None)
+
+    async def call(self, op: Op, message: Any, *, timeout_s: float, ctx: int = 0) -> msgspec.Raw:
+        """Send a request and wait for its payload. Raises what the peer reported, or DeadlineExceeded."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        await self.wait_connected(timeout_s)
+        answer: asyncio.Future[RawReply | ShardKVError] = loop.create_future()
+        payload = message if isinstance(message, msgspec.Raw) else raw(message)
+        request_id = self.send(op, payload, on_reply=_into(answer), ctx=ctx, deadline=deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                reply = await answer
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self.label} did not answer within {timeout_s:g} s.") from None
+        finally:
+            self.forget(request_id)
+        if isinstance(reply, ShardKVError):
+            raise reply
+        if reply.status != OK:
+            raise reply_error(reply.payload)
+        return reply.payload
+
+    # Keeping the connection
+
+    async def _keep(self) -> None:
+        pause_s = RETRY_FIRST_S
+        for attempt in itertools.count():
+            address = self.addresses[attempt % len(self.addresses)]
+            wire = await self._connect(*address)
+            if wire is not None:
+                pause_s = RETRY_FIRST_S
+                self._became_usable(wire)
+                await wire.closed.wait()
+                self._became_unusable()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 1.6, RETRY_MOST_S)
+
+    async def _connect(self, host: str, port: int) -> _Wire | None:
+        loop = asyncio.get_running_loop()
+        wire = _Wire(self)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.create_connection(lambda: wire, host, port)
+                self.remote = await wire.say_hello()
+        except TimeoutError:
+            self.last_problem = UnavailableError(f"{host}:{port} did not answer within {CONNECT_TIMEOUT_S:g} s.")
+        except OSError as error:
+            self.last_problem = UnavailableError(f"Cannot connect to {host}:{port}: {error.strerror or error}.")
+        except ShardKVError as error:
+            self.last_problem = error
+            if isinstance(error, ProtocolError):
+                log.warning("peer_refused peer=%r reason=%r", self.label, error.message)
+        else:
+            return wire
+        wire.abort()
+        return None
+
+    def _became_usable(self, wire: _Wire) -> None:
+        self._wire = wire
+        self._changed.set()
+        self._on_up()
+
+    def _became_unusable(self) -> None:
+        self._wire = None
+        self.last_problem = UnavailableError(f"The connection to {self.label} broke.")
+        self._on_down()
+
+
+class _Wire(asyncio.Protocol):
+    """One TCP connection of a Peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder(peer.limits.frame_bytes_max)
+        self._transport: asyncio.Transport | None = None
+        self._ids = itertools.count(1)
+        self._outbox: list[Request] = []
+        self.pending: dict[int, OnReply] = {}
+        self.closed = asyncio.Event()
+        self.problem: ShardKVError | None = None
+
+    async def say_hello(self) -> Hello:
+        """Exchange hellos. Raises what the peer refused, or what was wrong with its hello."""
+        me = self._peer.me()
+        answer: asyncio.Future[RawReply | ShardKVError] = self._loop.create_future()
+        self.pending[0] = _into(answer)
+        self._put(Request(0, Op.HELLO, 0, None, None, None, raw(me.hello())))
+        reply = await answer
+        if isinstance(reply, ShardKVError):
+            raise reply
+        if reply.status != OK:
+            raise reply_error(reply.payload)
+        hello: Hello = decode_hello(reply.payload)
+        check_hello(me, hello, expected=self._peer.expected)
+        return hello
+
+    def send(
+        self,
+        op: Op,
+        payload: msgspec.Raw,
+        on_reply: OnReply,
+        ctx: int,
+        shard: int | None,
+        epoch: int | None,
+        deadline: float | None,
+    ) -> int:
+        request_id = next(self._ids)
+        self.pending[request_id] = on_reply
+        left_ms = None if deadline is None else max(1, int((deadline - self._loop.time()) * 1000))
+        self._put(Request(request_id, op, ctx, shard, epoch, left_ms, payload))
+        return request_id
+
+    def _put(self, request: Request) -> None:
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(request)
+
+    def _flush(self) -> None:
+        requests, self._outbox = self._outbox, []
+        if self._transport is not None and requests:
+            self._transport.write(b"".join(encode_frames(self._peer.clock.tick(wall_ms()), requests)))
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        set_socket_options(transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._decoder.feed(data):
+                clock, replies = decode_replies(body)
+                self._peer.clock.observe(clock, wall_ms())
+                for reply in replies:
+                    self._deliver(reply)
+        except RemoteProtocolError as error:
+            self._broke_off(error)
+
+    def _deliver(self, reply: RawReply) -> None:
+        on_reply = self.pending.pop(reply.id, None)
+        if on_reply is not None:
+            on_reply(reply)
+        elif reply.id == 0:
+            raise RemoteProtocolError(f"The peer closed the connection: {reply_error(reply.payload).message}")
+
+    def _broke_off(self, error: ShardKVError) -> None:
+        self.problem = error
+        log.warning("connection_broken_off peer=%r reason=%r", self._peer.label, error.message)
+        self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.closed.set()
+        pending, self.pending = self.pending, {}
+        why = self.problem.message if self.problem else "it was closed"
+        for on_reply in pending.values():
+            on_reply(OutcomeUnknown(f"The connection to {self._peer.label} broke before the answer came: {why}."))
+
+
+def _into(answer: asyncio.Future[RawReply | ShardKVError]) -> OnReply:
+    def deliver(reply: RawReply | ShardKVError) -> None:
+        if not answer.done():
+            answer.set_result(reply)
+
+    return deliver
+
+
+def _nothing() -> None:
+    """No one wants to know."""

@@ -1,0 +1,345 @@
+"""A TCP server of the wire protocol: hello, limits, batches in, batches out, drain. What requests mean is the
+service's business.
+
+Invariants: nothing but a hello is listened to before the hello was accepted; a peer that breaks a rule gets one
+error and is closed; reading stops while a connection has too much unanswered or unread, so memory stays bounded;
+replies of one loop turn leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from shardkv.errors import (
+    BatchTooLarge,
+    Draining,
+    LocalProtocolError,
+    Overloaded,
+    ProtocolError,
+    RemoteProtocolError,
+    ShardKVError,
+    UnknownOperation,
+)
+from shardkv.hybrid_clock import HybridClock
+from shardkv.limits import DEFAULT_LIMITS, Limits
+from shardkv.transport.outbox import encode_frames, set_socket_options
+from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
+from shardkv.wire.hello import Identity, check_hello
+from shardkv.wire.messages import (
+    OK,
+    Context,
+    Hello,
+    Op,
+    Reply,
+    Request,
+    decode_context,
+    decode_hello,
+    decode_requests,
+    error_reply,
+)
+
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S = 1.0
+CONTEXTS_MAX = 1024
+"""Most contexts one connection may register."""
+
+
+class Service(Protocol):
+    """What a server serves. Methods run on the event loop and must not block."""
+
+    def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        """Answer now or later with `connection.reply` or `connection.fail`; a raised ShardKVError is a `fail`.
+
+        `deadline` is an absolute `loop.time()`.
+        """
+
+    def on_batch_end(self, connection: Connection) -> None:
+        """All requests that arrived together were handed over."""
+
+    def on_closed(self, connection: Connection) -> None:
+        """The connection is gone; replies to it go nowhere."""
+
+
+class Server:
+    """Listens on any number of addresses for one service."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        me: Callable[[], Identity],
+        limits: Limits = DEFAULT_LIMITS,
+        clock: HybridClock | None = None,
+    ) -> None:
+        self.service = service
+        self.me = me
+        self.limits = limits
+        self.clock = clock or HybridClock()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Start serving on host:port (0: any free one) and return the port. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(
+            lambda: Connection(self), host, port, reuse_address=True, reuse_port=reuse_port or None, backlog=1024
+        )
+        self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweep()
+        bound: int = listener.sockets[0].getsockname()[1]
+        return bound
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Take no more connections, refuse new requests, wait for those in flight, then close everything."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_s
+        while any(connection.in_flight for connection in self.connections) and loop.time() < end:
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await asyncio.sleep(0)
+
+    def _sweep(self) -> None:
+        """Close connections that say no hello, or nothing at all for too long."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self.connections):
+            connection.close_if_silent(now)
+        self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+
+class Connection(asyncio.Protocol):
+    """One accepted connection. `peer` is None until its hello was accepted."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._decoder = FrameDecoder(server.limits.hello_bytes_max)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._open: dict[int, int] = {}
+        self._open_bytes = 0
+        self._replies: list[Reply] = []
+        self._flush_due = False
+        self._reading = True
+        self._writable = True
+        self._contexts: dict[int, Context] = {}
+        self._heard_at = self._loop.time()
+        self.peer: Hello | None = None
+
+    # What a service uses
+
+    @property
+    def in_flight(self) -> int:
+        """Requests not answered yet, and replies not sent yet."""
+        return len(self._open) + len(self._replies)
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None
+
+    def context(self, ctx: int) -> Context | None:
+        """What the peer registered under this number."""
+        return self._contexts.get(ctx)
+
+    def reply(self, request_id: int, payload: Any) -> None:
+        """Answer a request: `payload` is a message, a Raw, or anything msgpack can hold."""
+        self._answer(Reply(request_id, OK, payload))
+
+    def fail(self, request_id: int, error: ShardKVError) -> None:
+        """Answer a request with an error."""
+        self._answer(error_reply(request_id, error))
+
+    def close(self) -> None:
+        """Send what is due and close."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        set_socket_options(transport)
+        self._transport.set_write_buffer_limits(high=self._limits.output_bytes_max // 4)
+        self._server.connections.add(self)
+        if len(self._server.connections) > self._limits.connections_max:
+            self._refuse(Overloaded(f"This process already has {self._limits.connections_max} connections, its limit."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._server.connections.discard(self)
+        self._open.clear()
+        self._replies.clear()
+        self._server.service.on_closed(self)
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._adjust_reading()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._adjust_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        try:
+            for body in self._decoder.feed(data):
+                self._take(body)
+        except ProtocolError as error:
+            self._refuse(error)
+            return
+        self._server.service.on_batch_end(self)
+        self._adjust_reading()
+
+    # Requests in
+
+    def _take(self, body: bytes) -> None:
+        clock, requests = decode_requests(body)
+        self._server.clock.observe(clock, wall_ms())
+        overhead = len(body) // (len(requests) or 1)
+        for request in requests:
+            if self.peer is None:
+                self._take_hello(request)
+                continue
+            if request.id in self._open:
+                raise RemoteProtocolError(f"Request id {request.id} is used twice at once.")
+            self._open[request.id] = overhead
+            self._open_bytes += overhead
+            self._dispatch(request)
+
+    def _take_hello(self, request: Request) -> None:
+        if request.op != Op.HELLO:
+            raise RemoteProtocolError("The first request of a connection must be a hello.")
+        try:
+            hello: Hello = decode_hello(request.payload)
+        except ShardKVError as error:
+            raise RemoteProtocolError(error.message) from error
+        me = self._server.me()
+        check_hello(me, hello)
+        self.peer = hello
+        self._decoder.body_bytes_max = self._limits.frame_bytes_max
+        self.reply(request.id, me.hello())
+
+    def _dispatch(self, request: Request) -> None:
+        try:
+            if self._server.draining:
+                raise Draining("This process is shutting down.", hint="Retry; another one takes over.")
+            if request.op == Op.PING:
+                self.reply(request.id, None)
+            elif request.op == Op.CONTEXT:
+                self._register(request)
+            elif request.op == Op.HELLO:
+                raise RemoteProtocolError("A connection says hello once.")
+            else:
+                ms = request.deadline_ms
+                self._server.service.on_request(self, request, None if ms is None else self._heard_at + ms / 1000)
+        except RemoteProtocolError:
+            raise
+        except ShardKVError as error:
+            self.fail(request.id, error)
+        except Exception as error:
+            log.exception("request_failed op=%s", request.op)
+            self.fail(request.id, LocalProtocolError(f"The request failed inside the server: {error!r}."))
+
+    def _register(self, request: Request) -> None:
+        context: Context = decode_context(request.payload)
+        if len(self._contexts) >= CONTEXTS_MAX and context.ctx not in self._contexts:
+            raise Overloaded(f"A connection may register {CONTEXTS_MAX} contexts.")
+        self._contexts[context.ctx] = context
+        self.reply(request.id, None)
+
+    # Replies out
+
+    def _answer(self, reply: Reply) -> None:
+        if self._transport is None:
+            return
+        self._open_bytes -= self._open.pop(reply.id, 0)
+        self._replies.append(reply)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if not self._replies or self._transport is None:
+            return
+        replies, self._replies = self._replies, []
+        frames = encode_frames(self._server.clock.tick(wall_ms()), replies)
+        if any(len(frame) > self._limits.frame_bytes_max + HEADER_BYTES for frame in frames):
+            frames = [part for reply in replies for part in self._fitting(reply)]
+        self._transport.write(b"".join(frames))
+        if self._transport.get_write_buffer_size() > self._limits.output_bytes_max:
+            log.warning("slow_reader_closed peer=%s", self.peer and self.peer.name)
+            self._transport.abort()
+        elif not self._reading:
+            self._adjust_reading()
+
+    def _fitting(self, reply: Reply) -> list[bytes]:
+        """The frame of one reply, or of the error that it does not fit in a frame."""
+        frames = encode_frames(self._server.clock.tick(wall_ms()), [reply])
+        if len(frames[0]) <= self._limits.frame_bytes_max + HEADER_BYTES:
+            return frames
+        error = BatchTooLarge(
+            f"The reply is {len(frames[0])} bytes long; a frame holds {self._limits.frame_bytes_max}.",
+            hint="Ask for fewer keys at once.",
+        )
+        return encode_frames(self._server.clock.tick(wall_ms()), [error_reply(reply.id, error)])
+
+    # Rules
+
+    def _refuse(self, error: ShardKVError) -> None:
+        """The one error a peer gets that breaks the rules; then the connection is closed."""
+        log.warning("peer_refused code=%s reason=%r", error.code, error.message)
+        self._answer(error_reply(0, error))
+        self._decoder.body_bytes_max = -1
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self.close()
+
+    def _adjust_reading(self) -> None:
+        """Stop reading a peer that has too much unanswered or unread; go on when half of it is done."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        scale = 1 if self._reading else 2
+        full = (
+            not self._writable
+            or len(self._open) * scale > self._limits.requests_in_flight_max
+            or self._open_bytes * scale > self._limits.bytes_in_flight_max
+        )
+        if full and self._reading:
+            self._transport.pause_reading()
+        elif not full and not self._reading:
+            self._transport.resume_reading()
+        self._reading = not full
+
+    def close_if_silent(self, now: float) -> None:
+        """Called by the server's sweep."""
+        silent_ms = (now - self._heard_at) * 1000
+        if self.peer is None and silent_ms > self._limits.hello_timeout_ms:
+            self._refuse(RemoteProtocolError(f"No hello came within {self._limits.hello_timeout_ms} ms."))
+        elif not self._open and silent_ms > self._limits.idle_timeout_ms:
+            self.close()
+
+
+def wall_ms() -> int:
+    """Wall time in milliseconds, for hybrid clocks."""
+    return time.time_ns() // 1_000_000
+
+
+def unknown_operation(op: int) -> UnknownOperation:
+    """The error for an operation a service does not offer."""
+    return UnknownOperation(f"Operation {op} is not known here.", hint="Is the client newer than the server?")
