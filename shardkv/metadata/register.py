@@ -1,0 +1,81 @@
+"""How nodes and routers make themselves known.
+
+The number of a node's start, its incarnation, lives in two places: the node's directory and the metadata store.
+The directory's is raised and made durable *before* `register_node`, so the store's is never ahead of the directory
+it belongs to; if it is, the directory is an old copy and must not serve.
+
+Invariant: a start is registered by compare-and-set on the document it replaces. When the outcome of a transaction
+is not known, the next transaction on the same key settles it: a read that shows the old document settles nothing.
+"""
+
+from __future__ import annotations
+
+from shardkv.errors import DeadlineExceeded, OutcomeUnknown, StorageError, StoreMismatch, UnavailableError
+from shardkv.metadata.client import Backoff, MetaClient
+from shardkv.topology.documents import NODES, ROUTERS, NodeDocument, RouterDocument, decode_document, encode_document
+from shardkv.wire.messages import MetaCompare, MetaPut
+
+_NOT_REACHED = (UnavailableError, DeadlineExceeded, OutcomeUnknown, StorageError)
+
+
+async def register_node(client: MetaClient, document: NodeDocument) -> None:
+    """Register this start of a node, waiting for the metadata store for as long as it takes.
+
+    Requires: `document.incarnation` is this start's own number, one above the last start's, and already durable in
+    the node's directory. Raises StoreMismatch when the store knows another directory under this name or a later
+    start of this one; ClusterMismatch, VersionMismatch.
+    """
+    key = f"{NODES}{document.name}"
+    backoff = Backoff()
+    while True:
+        try:
+            known, revision = await _known(client, key)
+            if known == document:
+                return
+            if isinstance(known, NodeDocument):
+                _check_same_directory(known, document)
+            reply = await client.txn([MetaCompare(key, revision)], [MetaPut(key, encode_document(document))])
+            if reply.applied:
+                return
+        except StoreMismatch:
+            raise
+        except _NOT_REACHED:
+            await backoff.pause()
+
+
+async def register_router(client: MetaClient, document: RouterDocument) -> None:
+    """Make a router's own address known, waiting for the metadata store for as long as it takes.
+
+    A router owns nothing, so the newest start wins. Raises ClusterMismatch, VersionMismatch.
+    """
+    backoff = Backoff()
+    while True:
+        try:
+            await client.txn([], [MetaPut(f"{ROUTERS}{document.name}", encode_document(document))])
+        except _NOT_REACHED:
+            await backoff.pause()
+        else:
+            return
+
+
+async def _known(client: MetaClient, key: str) -> tuple[object, int]:
+    """The document under `key` and its revision; (None, 0) when there is none."""
+    for entry in (await client.read(key)).entries:
+        if entry.key == key and entry.value is not None:
+            return decode_document(key, entry.value), entry.revision
+    return None, 0
+
+
+def _check_same_directory(known: NodeDocument, mine: NodeDocument) -> None:
+    if known.store_id != mine.store_id:
+        raise StoreMismatch(
+            f"The cluster knows {mine.name} with the data of store {known.store_id}; this directory is "
+            f"store {mine.store_id}.",
+            hint="Start the node on its own directory; an empty one cannot take its place.",
+        )
+    if known.incarnation >= mine.incarnation:
+        raise StoreMismatch(
+            f"This directory of {mine.name} is an old copy: it is at start {mine.incarnation}, the cluster has seen "
+            f"start {known.incarnation}.",
+            hint="Start the node on the directory it last ran on.",
+        )

@@ -1,0 +1,235 @@
+"""The metadata store over a socket: transactions, long polls, following through restarts, registering."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardkv.errors import ClusterMismatch, InvalidArgument, StoreMismatch, StorePoisoned
+from shardkv.metadata.register import register_node, register_router
+from shardkv.topology.documents import RouterDocument, encode_document
+from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn, MetaTxnReply, MetaWatch, Op, decode_meta_entries
+from tests.shardkv.metadata.world import Follower, meta_client, meta_world, node_document
+
+Story = Callable[[Path], Coroutine[Any, Any, None]]
+
+
+def run(story: Story, tmp_path: Path) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await story(tmp_path / "meta")
+
+    asyncio.run(bounded())
+
+
+def test_the_default_keyspace_is_placed_once_all_wanted_nodes_registered(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            follower = Follower(client)
+            await register_node(client, node_document("node-10"))
+            await register_node(client, node_document("node-2"))
+            view = await follower.until(lambda view: len(view.nodes) == 2)
+            assert view.keyspaces == {}
+            await register_node(client, node_document("node-1"))
+            view = await follower.until(lambda view: len(view.nodes) == 3)
+            assert [shard.node for shard in view.keyspace("default").shards] == [
+                "node-1",
+                "node-2",
+                "node-10",
+                "node-1",
+            ]
+            assert [shard.id for shard in view.keyspace("default").shards] == [1, 2, 3, 4]
+            view.keyspace("default").check()
+            await follower.stop()
+
+    run(story, tmp_path)
+
+
+def test_a_restart_keeps_the_placement_and_the_follower_goes_on(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory, nodes=1) as world, meta_client(world.address) as client:
+            follower = Follower(client)
+            await register_node(client, node_document("node-1"))
+            before = await follower.until(lambda view: "default" in view.keyspaces)
+            await world.stop()
+            await world.start(nodes=1)
+            await register_node(client, node_document("node-1", incarnation=2))
+            after = await follower.until(lambda view: view.nodes["node-1"].incarnation == 2)
+            assert after.shards == before.shards
+            assert after.revision == before.revision + 1
+            await follower.stop()
+
+    run(story, tmp_path)
+
+
+def test_a_watch_with_nothing_new_is_answered_when_its_time_is_up(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            revision = (await client.read("")).revision
+            payload = await client._peer.call(Op.META_WATCH, MetaWatch(revision, 50), timeout_s=5)
+            delta = decode_meta_entries(payload)
+            assert (delta.revision, delta.entries) == (revision, [])
+            assert world.service.status()["watches"] == 0
+
+    run(story, tmp_path)
+
+
+def test_a_broken_connection_leaves_no_watch_behind(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world:
+            async with meta_client(world.address) as client:
+                follower = Follower(client)
+                await follower.until(lambda view: view.cluster)
+                await wait_for(lambda: world.service.status()["watches"] == 1)
+                await follower.stop()
+            await wait_for(lambda: world.service.status()["watches"] == 0)
+
+    run(story, tmp_path)
+
+
+def test_a_store_whose_revision_went_back_is_read_from_the_start(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            follower = Follower(client)
+            for name in ("node-1", "node-2"):
+                await register_node(client, node_document(name))
+            await follower.until(lambda view: len(view.nodes) == 2)
+            await world.stop()
+            shutil.rmtree(directory)
+            await world.start()
+            await register_node(client, node_document("node-9"))
+            view = await follower.until(lambda view: "node-9" in view.nodes)
+            assert set(view.nodes) == {"node-9"}
+            await follower.stop()
+
+    run(story, tmp_path)
+
+
+def test_a_store_of_another_cluster_is_refused(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address, cluster_id="other") as client:
+            with pytest.raises(ClusterMismatch, match="belongs to cluster"):
+                await client.read("")
+            with pytest.raises(ClusterMismatch):
+                await client.follow(lambda view: None)
+            with pytest.raises(ClusterMismatch):
+                await register_node(client, node_document("node-1"))
+
+    run(story, tmp_path)
+
+
+def test_registering_waits_for_the_store_to_come_up(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world:
+            await world.stop()
+            async with meta_client(world.address) as client:
+                registering = asyncio.ensure_future(register_node(client, node_document("node-1")))
+                routing = asyncio.ensure_future(register_router(client, RouterDocument("router-1", "127.0.0.1:2", 7)))
+                await asyncio.sleep(0.05)
+                assert not registering.done()
+                await world.start()
+                await registering
+                await routing
+                assert [e.key for e in (await client.read("")).entries] == [
+                    "cluster",
+                    "nodes/node-1",
+                    "routers/router-1",
+                ]
+
+    run(story, tmp_path)
+
+
+def test_another_directory_under_a_known_name_is_refused(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            await register_node(client, node_document("node-1"))
+            with pytest.raises(StoreMismatch, match="this directory is store emptied-node-1"):
+                await register_node(client, node_document("node-1", store="emptied", incarnation=9))
+
+    run(story, tmp_path)
+
+
+@pytest.mark.parametrize("incarnation", [4, 5])
+def test_an_old_copy_of_a_directory_is_refused(tmp_path: Path, incarnation: int) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            await register_node(client, node_document("node-1", incarnation=5, pid=1))
+            with pytest.raises(StoreMismatch, match="old copy"):
+                await register_node(client, node_document("node-1", incarnation=incarnation, pid=2))
+
+    run(story, tmp_path)
+
+
+def test_registering_the_same_start_twice_is_settled_without_a_refusal(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            await register_node(client, node_document("node-1"))
+            revision = (await client.read("")).revision
+            await register_node(client, node_document("node-1"))
+            assert (await client.read("")).revision == revision
+
+    run(story, tmp_path)
+
+
+def test_a_document_nobody_could_read_is_refused_and_not_stored(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            for bad in (MetaPut("nodes/x", b"\xc1"), MetaPut("shards/first", encode_document(node_document("x")))):
+                with pytest.raises(InvalidArgument):
+                    await client.txn([], [bad])
+            assert [e.key for e in (await client.read("")).entries] == ["cluster"]
+
+    run(story, tmp_path)
+
+
+def test_a_transaction_that_loses_its_compare_says_so(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            reply = await client.txn([MetaCompare("cluster", 0)], [MetaPut("other", b"1")])
+            assert not reply.applied
+            assert [e.key for e in (await client.read("")).entries] == ["cluster"]
+
+    run(story, tmp_path)
+
+
+def test_a_poisoned_store_is_reported_to_the_process(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            world.store._db.execute("PRAGMA query_only = ON")
+            with pytest.raises(StorePoisoned):
+                await client.txn([], [MetaPut("a", b"1")])
+            assert world.poisoned.is_set()
+
+    run(story, tmp_path)
+
+
+async def wait_for(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def test_a_registration_whose_answer_was_lost_is_settled_by_asking_again(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            answered = world.service.apply
+            lost: list[int] = []
+
+            def apply_and_hang_up(txn: MetaTxn) -> MetaTxnReply:
+                reply = answered(txn)
+                if not lost:
+                    lost.append(reply.revision)
+                    for connection in world.server.connections:
+                        connection._transport.abort()  # type: ignore[union-attr]
+                return reply
+
+            world.service.apply = apply_and_hang_up  # type: ignore[method-assign]
+            await register_node(client, node_document("node-1"))
+            assert (await client.read("")).revision == lost[0]
+
+    run(story, tmp_path)
