@@ -38,3 +38,19 @@ async def _with_signals(main: Main) -> int:
         loop.add_signal_handler(number, stop.set)
     gc.set_threshold(*GC_THRESHOLDS)
     return await main(stop)
+
+
+async def run_until(stop: asyncio.Event, *jobs: Coroutine[Any, Any, None]) -> None:
+    """Run all jobs at once until `stop` is set; then cancel those still running. Raises what a job raises."""
+    stopped = asyncio.ensure_future(stop.wait())
+    tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(job) for job in jobs}
+    running = {stopped, *tasks}
+    try:
+        while not stopped.done():
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.gather(stopped, *tasks, return_exceptions=True)

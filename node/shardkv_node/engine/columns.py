@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import repeat
 
 import msgspec
 
@@ -127,6 +126,32 @@ def collapse(column: bytes, width: int) -> int | bytes:
     return int.from_bytes(first, "little") if n and first * n == column else column
 
 
-def repeat_u64(number: int, n: int) -> Iterable[int]:
-    """One number for n rows, for `array.extend`."""
-    return repeat(number, n)
+def concat(parts: Sequence[Columns]) -> Columns:
+    """The rows of all parts, one after the other; keys ascend in the result only if they do across the parts.
+
+    Requires: at least one part. May return the part itself.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    for part in parts:
+        keys += part.keys
+        values += part.values
+    return Columns(
+        keys,
+        _concat_column([part.kinds for part in parts], parts, 1),
+        _concat_column([part.versions for part in parts], parts, 8),
+        _concat_column([part.expiries for part in parts], parts, 8),
+        values,
+    )
+
+
+def _concat_column(columns: list[int | bytes], parts: Sequence[Columns], width: int) -> int | bytes:
+    first = columns[0]
+    if isinstance(first, int) and columns.count(first) == len(columns):
+        return first
+    return b"".join(
+        column.to_bytes(width, "little") * len(part) if isinstance(column, int) else column
+        for column, part in zip(columns, parts, strict=True)
+    )

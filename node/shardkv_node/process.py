@@ -1,0 +1,139 @@
+"""The life of a node process: open the store, register, serve what the topology says, drain, close.
+
+Invariants: nothing is served before the store is recovered, this start is registered and the topology was read
+after that; a node that learns of a later start of itself ends; a poisoned store ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+
+from shardkv.errors import DeadlineExceeded, ShardKVError, StorageError, StoreMismatch, UnavailableError
+from shardkv.hybrid_clock import HybridClock
+from shardkv.limits import Limits
+from shardkv.metadata.client import MetaClient
+from shardkv.metadata.register import register_node
+from shardkv.programs import EXIT_OK, advertised, port_problem
+from shardkv.topology.documents import CLUSTER_KEY, ClusterDocument, NodeDocument, decode_document
+from shardkv.topology.view import Topology
+from shardkv.transport.loop import run_until
+from shardkv.transport.server import Server
+from shardkv.wire.hello import Identity
+from shardkv_node.committer import Committer
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.store import Store
+from shardkv_node.identity import NodeIdentity
+from shardkv_node.ownership import Ownership
+from shardkv_node.service import NodeService
+
+log = logging.getLogger(__name__)
+
+DRAIN_GRACE_S = 5.0
+CLUSTER_PAUSE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What the command line and the configuration say about one node process."""
+
+    name: str
+    meta: list[str]
+    data_dir: str
+    bind: str
+    port: int
+    advertise: str | None
+    engine: Options
+    limits: Limits
+
+
+class NodeProcess:
+    """One run of a node. `run(stop)` returns the exit code."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._fatal: asyncio.Future[ShardKVError] = self._loop.create_future()
+        self._identity = NodeIdentity(settings.data_dir, settings.name)
+        self._clock = HybridClock()
+        self._store = Store.open(
+            os.path.join(settings.data_dir, "store"), settings.engine, post=self._loop.call_soon_threadsafe
+        )
+        self._ownership = Ownership(settings.name, self._store)
+        self._committer = Committer(self._store, on_fatal=self._end)
+        service = NodeService(self._store, self._ownership, self._committer, settings.limits)
+        self._server = Server(service, me=self.me, limits=settings.limits, clock=self._clock)
+        self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
+
+    def me(self) -> Identity:
+        """Who this process is, as far as it is known by now."""
+        return Identity("node", self._identity.name, self._identity.cluster_id, self._identity.incarnation)
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Serve until `stop` is set. Raises ShardKVError when it cannot start, or when the store is poisoned."""
+        try:
+            await run_until(stop, self._serve(), self._broken())
+            await self._server.drain(grace_s=DRAIN_GRACE_S)
+            return EXIT_OK
+        finally:
+            await self._meta.close()
+            self._store.close()
+
+    def _end(self, error: ShardKVError) -> None:
+        if not self._fatal.done():
+            self._fatal.set_result(error)
+
+    async def _broken(self) -> None:
+        """Raises the error that ended this node, when there is one."""
+        raise await self._fatal
+
+    async def _serve(self) -> None:
+        """Register this start, then follow the topology for good."""
+        settings = self._settings
+        self._identity.begin()
+        try:
+            port = await self._server.listen(settings.bind, settings.port)
+        except OSError as error:
+            raise port_problem(error, settings.bind, settings.port) from error
+        self._meta.start()
+        self._identity.join(await self._cluster_id(), self._identity.incarnation)
+        await register_node(
+            self._meta,
+            NodeDocument(
+                name=settings.name,
+                store_id=self._store.store_id.hex(),
+                incarnation=self._identity.incarnation,
+                address=advertised(settings.bind, port, settings.advertise),
+                pid=os.getpid(),
+            ),
+        )
+        log.info("node_registered name=%s incarnation=%d port=%d", settings.name, self._identity.incarnation, port)
+        await self._meta.follow(self._follow)
+
+    async def _cluster_id(self) -> str:
+        """The id of the cluster the metadata store belongs to, waiting for it as long as it takes."""
+        while True:
+            with contextlib.suppress(UnavailableError, DeadlineExceeded):
+                for entry in (await self._meta.read(CLUSTER_KEY)).entries:
+                    document = decode_document(entry.key, entry.value) if entry.value is not None else None
+                    if isinstance(document, ClusterDocument):
+                        return document.cluster_id
+            await asyncio.sleep(CLUSTER_PAUSE_S)
+
+    def _follow(self, topology: Topology) -> None:
+        known = topology.nodes.get(self._settings.name)
+        if known is not None and known.incarnation > self._identity.incarnation:
+            self._end(
+                StoreMismatch(
+                    f"A later start ({known.incarnation}) of node {self._settings.name} is registered; this is start "
+                    f"{self._identity.incarnation}."
+                )
+            )
+            return
+        try:
+            self._ownership.update(topology)
+        except StorageError as error:
+            self._end(error)

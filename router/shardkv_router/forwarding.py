@@ -1,0 +1,172 @@
+"""Sending one shard's part of a request to the node that owns it, through restarts and changes of owner.
+
+Invariants: a part ends exactly once. It is sent again only when that is safe: it was never sent, the node refused it
+before applying it, or it is a read. A part that cannot be sent now is parked until its node or a newer topology
+comes, bounded in time by its deadline and `park_ms`, and in bytes by `parked_bytes_max`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from shardkv.errors import (
+    Draining,
+    OutcomeUnknown,
+    Overloaded,
+    RoutingError,
+    ShardKVError,
+    ShardUnavailable,
+)
+from shardkv.topology.documents import ShardDocument
+from shardkv.topology.view import Topology
+from shardkv.wire.messages import OK, Op, RawReply, reply_error
+from shardkv_router.links import NodeLinks
+from shardkv_router.options import RouterOptions
+
+REFUSED_PAUSE_S = 0.02
+"""How long to wait before asking a node again that refused a shard it does not know to be its own yet."""
+EXPIRY_INTERVAL_S = 0.05
+
+OnDone = Callable[[msgspec.Raw | ShardKVError], None]
+
+
+class Part:
+    """One shard's share of a request. `done` runs once, with the reply's payload or an error."""
+
+    __slots__ = ("deadline", "done", "finished", "gives_up_at", "op", "payload", "request_id", "sent_to", "shard_id")
+
+    def __init__(self, op: Op, payload: msgspec.Raw, shard_id: int, deadline: float | None, done: OnDone) -> None:
+        self.op = op
+        self.payload = payload
+        self.shard_id = shard_id
+        self.deadline = deadline
+        self.done = done
+        self.gives_up_at: float | None = None
+        self.finished = False
+
+
+class Forwarder:
+    """Sends parts; told of topology changes and of nodes that came up."""
+
+    def __init__(self, links: NodeLinks, options: RouterOptions) -> None:
+        self._links = links
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._topology = Topology()
+        self._parked: list[Part] = []
+        self._parked_bytes = 0
+        self._expiry: asyncio.TimerHandle | None = None
+        self.parked_total = 0
+
+    @property
+    def parked(self) -> int:
+        """Parts waiting now."""
+        return len(self._parked)
+
+    def update(self, topology: Topology) -> None:
+        """Follow a newer topology and try what is parked again."""
+        self._topology = topology
+        self.retry_parked()
+
+    def retry_parked(self) -> None:
+        """Send whatever can be sent now."""
+        parts, self._parked = self._parked, []
+        self._parked_bytes = 0
+        for part in parts:
+            self.send(part)
+
+    def send(self, part: Part) -> None:
+        """Send a part to the owner of its shard, or park it."""
+        shard = self._topology.shards.get(part.shard_id)
+        peer = self._links.usable(shard.node) if shard is not None else None
+        if shard is None or peer is None:
+            self._park(part)
+            return
+        peer.send(
+            part.op,
+            part.payload,
+            on_reply=lambda reply: self._answered(part, reply),
+            shard=shard.id,
+            epoch=shard.epoch,
+            deadline=part.deadline,
+        )
+
+    def _answered(self, part: Part, reply: RawReply | ShardKVError) -> None:
+        if isinstance(reply, RawReply) and reply.status == OK:
+            part.done(reply.payload)
+            return
+        error = reply if isinstance(reply, ShardKVError) else reply_error(reply.payload)
+        if isinstance(error, Draining) or (isinstance(error, OutcomeUnknown) and part.op != Op.WRITE):
+            self._park(part)
+        elif isinstance(error, RoutingError):
+            self._loop.call_later(REFUSED_PAUSE_S, self._send_or_expire, part)
+        elif isinstance(error, OutcomeUnknown):
+            part.done(self._naming_shard(error, part))
+        else:
+            part.done(error)
+
+    def _send_or_expire(self, part: Part) -> None:
+        if self._expired(part, self._loop.time()):
+            self._give_up(part)
+        else:
+            self.send(part)
+
+    # Parking
+
+    def _park(self, part: Part) -> None:
+        now = self._loop.time()
+        if self._expired(part, now):
+            self._give_up(part)
+            return
+        if self._parked_bytes + len(part.payload) > self._options.parked_bytes_max:
+            part.done(Overloaded(f"{self._parked_bytes} bytes of requests already wait for shards to come back."))
+            return
+        self.parked_total += 1
+        self._parked.append(part)
+        self._parked_bytes += len(part.payload)
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(EXPIRY_INTERVAL_S, self._expire)
+
+    def _expired(self, part: Part, now: float) -> bool:
+        """Whether a part has waited long enough; its waiting starts with the first asking."""
+        if part.gives_up_at is None:
+            latest = now + self._options.park_ms / 1000
+            part.gives_up_at = latest if part.deadline is None else min(latest, part.deadline)
+        return now >= part.gives_up_at
+
+    def _expire(self) -> None:
+        """Give up on the parked parts whose time is over."""
+        now = self._loop.time()
+        parts, self._parked = self._parked, []
+        self._parked_bytes = 0
+        for part in parts:
+            if self._expired(part, now):
+                self._give_up(part)
+            else:
+                self._parked.append(part)
+                self._parked_bytes += len(part.payload)
+        self._expiry = self._loop.call_later(EXPIRY_INTERVAL_S, self._expire) if self._parked else None
+
+    def _give_up(self, part: Part) -> None:
+        shard = self._topology.shards.get(part.shard_id)
+        part.done(self.unavailable(shard, part.shard_id))
+
+    def unavailable(self, shard: ShardDocument | None, shard_id: int) -> ShardUnavailable:
+        """The error for a shard nobody serves now."""
+        node = shard.node if shard is not None else None
+        why = self._links.problem(node) if node is not None else "No node owns it."
+        return ShardUnavailable(
+            f"Shard {shard_id} is not served now: {why}",
+            detail={"shard": shard_id, "node": node},
+            hint="Other shards keep working; retry later.",
+        )
+
+    def _naming_shard(self, error: OutcomeUnknown, part: Part) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"A write to shard {part.shard_id} may or may not have been applied: {error.message}",
+            detail={"shard": part.shard_id},
+            hint="Read the key before writing it again.",
+        )

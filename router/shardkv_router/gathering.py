@@ -1,0 +1,121 @@
+"""Splitting a request over shards and gathering the answers into one reply.
+
+Invariant: the reply is formed once, when the last part has ended. A read fails whole when one part fails (the error
+names the shard); a write reports what became of each operation, shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+import msgspec
+
+from shardkv.errors import OutcomeUnknown, ShardKVError
+from shardkv.topology.view import KeyspaceView
+from shardkv.wire.messages import (
+    Read,
+    ReadReply,
+    ShardProblem,
+    Write,
+    WriteReply,
+    WriteResult,
+    decode_read_reply,
+    decode_write_reply,
+    raw,
+)
+
+Split = list[tuple[int, list[int]]]
+"""(shard id, indexes of its keys in the request), shards in token order, indexes ascending."""
+
+
+def split_by_shard(view: KeyspaceView, keys: Sequence[bytes]) -> Split:
+    """Which keys go to which shard."""
+    positions = view.positions(keys)
+    order = sorted(range(len(keys)), key=positions.__getitem__)
+    return [
+        (view.shards[position].id, list(indexes)) for position, indexes in groupby(order, key=positions.__getitem__)
+    ]
+
+
+def pick(column: Sequence[bytes], indexes: list[int]) -> list[bytes]:
+    """The items of a column at `indexes`."""
+    return [column[indexes[0]]] if len(indexes) == 1 else list(itemgetter(*indexes)(column))
+
+
+class ReadGather:
+    """Gathers a read of several shards; `done` runs once with the reply or the first error."""
+
+    def __init__(self, count: int, parts: int, done: Callable[[ReadReply | ShardKVError], None]) -> None:
+        self._values: list[bytes | None] = [None] * count
+        self._left = parts
+        self._done = done
+        self._error: ShardKVError | None = None
+
+    def part(self, indexes: list[int]) -> Callable[[msgspec.Raw | ShardKVError], None]:
+        """The callback of the part that asked for the keys at `indexes`."""
+
+        def ended(answer: msgspec.Raw | ShardKVError) -> None:
+            if isinstance(answer, ShardKVError):
+                self._error = self._error or answer
+            else:
+                values = self._values
+                for index, value in zip(indexes, decode_read_reply(answer).values, strict=True):
+                    values[index] = value
+            self._left -= 1
+            if not self._left:
+                self._done(self._error or ReadReply(self._values))
+
+        return ended
+
+
+class WriteGather:
+    """Gathers a write to several shards; `done` runs once with a reply that tells every operation's fate."""
+
+    def __init__(self, count: int, parts: int, done: Callable[[WriteReply], None]) -> None:
+        self._results = bytearray(count)
+        self._problems: list[ShardProblem] = []
+        self._left = parts
+        self._done = done
+
+    def part(self, shard_id: int, indexes: list[int]) -> Callable[[msgspec.Raw | ShardKVError], None]:
+        """The callback of the part with the operations at `indexes`."""
+
+        def ended(answer: msgspec.Raw | ShardKVError) -> None:
+            if isinstance(answer, ShardKVError):
+                results = self._failed(shard_id, len(indexes), answer)
+            else:
+                results = decode_write_reply(answer).results
+            for index, result in zip(indexes, results, strict=True):
+                self._results[index] = result
+            self._left -= 1
+            if not self._left:
+                self._done(WriteReply(bytes(self._results), None, self._problems))
+
+        return ended
+
+    def _failed(self, shard_id: int, count: int, error: ShardKVError) -> bytes:
+        self._problems.append(ShardProblem(shard_id, error.code, error.message, error.detail, error.hint))
+        fate = WriteResult.UNKNOWN if isinstance(error, OutcomeUnknown) else WriteResult.REFUSED
+        return bytes((fate,)) * count
+
+
+def read_part(keys: Sequence[bytes], indexes: list[int]) -> msgspec.Raw:
+    """The payload of one shard's share of a read."""
+    return raw(Read(pick(keys, indexes)))
+
+
+def write_part(write: Write, indexes: list[int]) -> msgspec.Raw:
+    """The payload of one shard's share of a write."""
+    kinds = write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes))
+    return raw(
+        Write(
+            token=write.token,
+            conditions=None,
+            kinds=kinds,
+            keys=pick(write.keys, indexes),
+            values=pick(write.values, indexes),
+            want_existed=write.want_existed,
+        )
+    )

@@ -1,0 +1,79 @@
+"""One connection to each node of the topology.
+
+Invariant: there is a link exactly for the nodes that have an address in the newest topology, to that address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from shardkv.hybrid_clock import HybridClock
+from shardkv.limits import Limits
+from shardkv.topology.view import Topology
+from shardkv.transport.peer import Peer
+from shardkv.wire.hello import Identity
+
+
+class NodeLinks:
+    """`on_up(node)` runs whenever a node can be reached (again)."""
+
+    def __init__(
+        self,
+        *,
+        me: Callable[[], Identity],
+        limits: Limits,
+        clock: HybridClock,
+        on_up: Callable[[str], None],
+    ) -> None:
+        self._me = me
+        self._limits = limits
+        self._clock = clock
+        self._on_up = on_up
+        self._peers: dict[str, Peer] = {}
+        self._addresses: dict[str, str] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def update(self, topology: Topology) -> None:
+        """Follow a newer topology."""
+        wanted = {node.name: node.address for node in topology.nodes.values() if node.address}
+        for name in [name for name in self._peers if self._addresses[name] != wanted.get(name)]:
+            self._drop(name)
+        for name, address in wanted.items():
+            if name not in self._peers:
+                self._add(name, address)
+
+    def _add(self, name: str, address: str) -> None:
+        peer = Peer(
+            [address],
+            me=self._me,
+            expected=Identity("node", name),
+            limits=self._limits,
+            clock=self._clock,
+            on_up=partial(self._on_up, name),
+        )
+        self._peers[name] = peer
+        self._addresses[name] = address
+        peer.start()
+
+    def _drop(self, name: str) -> None:
+        del self._addresses[name]
+        task = asyncio.get_running_loop().create_task(self._peers.pop(name).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def usable(self, node: str) -> Peer | None:
+        """The connected peer of a node, or None."""
+        peer = self._peers.get(node)
+        return peer if peer is not None and peer.connected else None
+
+    def problem(self, node: str) -> str:
+        """Why a node cannot be reached, as a sentence."""
+        peer = self._peers.get(node)
+        return f"Node {node} has never registered." if peer is None else peer.last_problem.message
+
+    async def close(self) -> None:
+        for name in list(self._peers):
+            self._drop(name)
+        await asyncio.gather(*self._closing, return_exceptions=True)

@@ -1,0 +1,147 @@
+"""One page of an ordered scan over all shards of a keyspace.
+
+hash    every node merges its shards; the router asks all nodes at once and merges their pages up to the key to
+        which all have spoken.
+range   shards lie one after the other: the router asks them in order until the page is full.
+
+Invariants: a page states what it covers, and the router checks that every node spoke for exactly the shards it was
+asked about; the router keeps nothing between pages, so any router can serve the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shardkv.errors import (
+    DeadlineExceeded,
+    Draining,
+    OutcomeUnknown,
+    RemoteProtocolError,
+    RoutingError,
+    ShardKVError,
+    ShardUnavailable,
+)
+from shardkv.topology.documents import ShardDocument
+from shardkv.topology.view import KeyspaceView, Topology
+from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, decode_page, raw, reply_error
+from shardkv_router.forwarding import REFUSED_PAUSE_S, Forwarder
+from shardkv_router.links import NodeLinks
+from shardkv_router.merge import merge_pages
+from shardkv_router.options import RouterOptions
+
+NODE_PAGE_BYTES_MIN = 16 * 1024
+PAGE_MARGIN = 1.1
+"""Nodes are asked for a little more than their share, so that uneven shares still fill the page."""
+
+
+class Scanner:
+    """Makes pages. One instance serves all scans of a router."""
+
+    def __init__(self, links: NodeLinks, forwarder: Forwarder, options: RouterOptions) -> None:
+        self._links = links
+        self._forwarder = forwarder
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+
+    async def page(self, topology: Callable[[], Topology], keyspace: str, scan: Scan, deadline: float | None) -> Page:
+        """The first page of `scan`. Retries (it is a read) while shards are away, until the deadline.
+
+        Raises UnknownKeyspace, ShardUnavailable, DeadlineExceeded.
+        """
+        patience = self._loop.time() + self._options.park_ms / 1000
+        last = patience if deadline is None else min(patience, deadline)
+        while True:
+            try:
+                return await self._attempt(topology().keyspace(keyspace), scan, last)
+            except (RoutingError, ShardUnavailable, Draining, OutcomeUnknown) as error:
+                if self._loop.time() + REFUSED_PAUSE_S >= last:
+                    raise _as_read(error) from error
+            await asyncio.sleep(REFUSED_PAUSE_S)
+
+    async def _attempt(self, view: KeyspaceView, scan: Scan, deadline: float) -> Page:
+        shards = view.shards_in(scan.start, scan.stop)
+        if view.partition == "range":
+            return await self._in_turn(shards, scan, deadline)
+        return await self._all_at_once(shards, scan, deadline)
+
+    async def _all_at_once(self, shards: list[ShardDocument], scan: Scan, deadline: float) -> Page:
+        by_node: dict[str, list[ShardDocument]] = {}
+        for shard in shards:
+            by_node.setdefault(shard.node, []).append(shard)
+        share = max(NODE_PAGE_BYTES_MIN, int(self._page_bytes(scan) / len(by_node) * PAGE_MARGIN))
+        pages = await asyncio.gather(
+            *(self._ask(node, owned, scan, share, scan.limit, deadline) for node, owned in by_node.items())
+        )
+        return merge_pages(pages, reverse=scan.reverse, limit=scan.limit)
+
+    async def _in_turn(self, shards: list[ShardDocument], scan: Scan, deadline: float) -> Page:
+        """Ask shard after shard until rows or bytes suffice."""
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        left_bytes, left_rows = self._page_bytes(scan), scan.limit
+        turn = list(reversed(shards)) if scan.reverse else shards
+        for number, shard in enumerate(turn):
+            page = await self._ask(shard.node, [shard], scan, left_bytes, left_rows, deadline)
+            keys += page.keys
+            values += page.values or []
+            left_rows -= len(page.keys)
+            left_bytes -= sum(map(len, page.keys)) + sum(map(len, page.values or []))
+            last = number == len(turn) - 1
+            if page.frontier is not None or (not last and (left_rows <= 0 or left_bytes <= 0)):
+                frontier = page.frontier if page.frontier is not None else _far_end(shard, reverse=scan.reverse)
+                return Page(keys, None if scan.keys_only else values, frontier, None)
+        return Page(keys, None if scan.keys_only else values, None, None)
+
+    def _page_bytes(self, scan: Scan) -> int:
+        return min(scan.page_bytes, self._options.page_bytes_max)
+
+    async def _ask(
+        self, node: str, shards: list[ShardDocument], scan: Scan, page_bytes: int, limit: int, deadline: float
+    ) -> Page:
+        """One page of one node. Raises what the node reported; ShardUnavailable when it cannot be reached."""
+        peer = self._links.usable(node)
+        if peer is None:
+            raise self._forwarder.unavailable(shards[0], shards[0].id)
+        pairs = [(shard.id, shard.epoch) for shard in shards]
+        asked = Scan(scan.start, scan.stop, scan.reverse, scan.keys_only, limit, page_bytes, pairs)
+        answer: asyncio.Future[RawReply | ShardKVError] = self._loop.create_future()
+
+        def deliver(reply: RawReply | ShardKVError) -> None:
+            if not answer.done():
+                answer.set_result(reply)
+
+        request_id = peer.send(Op.SCAN, raw(asked), on_reply=deliver, deadline=deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                reply = await answer
+        except TimeoutError:
+            raise DeadlineExceeded(f"Node {node} did not answer a scan in time.", detail={"node": node}) from None
+        finally:
+            peer.forget(request_id)
+        return _checked_page(reply, node, [shard for shard, _ in pairs])
+
+
+def _checked_page(reply: RawReply | ShardKVError, node: str, asked: list[int]) -> Page:
+    """The page of a reply, when it speaks for all shards asked about."""
+    if isinstance(reply, ShardKVError):
+        raise reply
+    if reply.status != OK:
+        raise reply_error(reply.payload)
+    page: Page = decode_page(reply.payload)
+    if page.shards != asked:
+        raise RemoteProtocolError(f"Node {node} was asked about shards {asked} and spoke for {page.shards}.")
+    return page
+
+
+def _far_end(shard: ShardDocument, *, reverse: bool) -> bytes | None:
+    """The frontier of a page that covered the whole of a shard of a range keyspace."""
+    bound = shard.start if reverse else shard.stop
+    return bound if isinstance(bound, bytes) else None
+
+
+def _as_read(error: ShardKVError) -> ShardKVError:
+    """A scan changes nothing: an unknown outcome is just a shard that was away."""
+    if isinstance(error, OutcomeUnknown):
+        return ShardUnavailable(f"A node went away during a scan: {error.message}")
+    return error

@@ -1,0 +1,143 @@
+"""What a router answers: reads and writes forwarded or split and gathered, scan pages, the cluster's status.
+
+Invariant: a request whose keys all lie in one shard is forwarded as it came, its payload neither decoded twice nor
+encoded again. The router keeps no data and no state of a client beyond its open requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from shardkv.errors import InvalidArgument, LocalProtocolError, ShardKVError
+from shardkv.limits import Limits
+from shardkv.topology.view import KeyspaceView, Topology
+from shardkv.transport.server import Connection, unknown_operation
+from shardkv.wire.checks import check_keys, check_range, check_write
+from shardkv.wire.messages import Op, Request, Scan, Write, decode_read, decode_scan, decode_write
+from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.gathering import ReadGather, WriteGather, read_part, split_by_shard, write_part
+from shardkv_router.scanning import Scanner
+
+DEFAULT_KEYSPACE = "default"
+
+ClusterStatus = Callable[[], Any]
+
+
+class RouterService:
+    """The `Service` of a router's server. `update` follows the topology."""
+
+    def __init__(self, forwarder: Forwarder, scanner: Scanner, limits: Limits, cluster_status: ClusterStatus) -> None:
+        self._forwarder = forwarder
+        self._scanner = scanner
+        self._limits = limits
+        self._cluster_status = cluster_status
+        self._handlers = {Op.READ: self._read, Op.WRITE: self._write, Op.SCAN: self._scan, Op.STATUS: self._status}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.topology = Topology()
+        self.counts = dict.fromkeys((Op.READ, Op.WRITE, Op.SCAN, Op.STATUS), 0)
+
+    def update(self, topology: Topology) -> None:
+        self.topology = topology
+
+    def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        handler = self._handlers.get(request.op)  # type: ignore[call-overload]
+        if handler is None:
+            raise unknown_operation(request.op)
+        self.counts[Op(request.op)] += 1
+        handler(connection, request, deadline)
+
+    def on_batch_end(self, connection: Connection) -> None:
+        """Parts leave by themselves at the end of the loop's turn."""
+
+    def on_closed(self, connection: Connection) -> None:
+        """Parts in flight end by themselves; their replies are dropped by the connection."""
+
+    def _keyspace_name(self, connection: Connection, request: Request) -> str:
+        if request.ctx == 0:
+            return DEFAULT_KEYSPACE
+        context = connection.context(request.ctx)
+        if context is None:
+            raise InvalidArgument(f"Context {request.ctx} was not registered on this connection.")
+        return context.keyspace
+
+    def _keyspace(self, connection: Connection, request: Request) -> KeyspaceView:
+        return self.topology.keyspace(self._keyspace_name(connection, request))
+
+    def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        view = self._keyspace(connection, request)
+        keys = decode_read(request.payload).keys
+        check_keys(keys, self._limits)
+        if not keys:
+            raise InvalidArgument("A read holds no key.")
+        if len(keys) == 1:
+            self._forward(connection, request, view.shard_for(keys[0]).id, deadline)
+            return
+        split = split_by_shard(view, keys)
+        if len(split) == 1:
+            self._forward(connection, request, split[0][0], deadline)
+            return
+        gather = ReadGather(len(keys), len(split), partial(_answer, connection, request.id))
+        for shard_id, indexes in split:
+            payload = read_part(keys, indexes)
+            self._forwarder.send(Part(Op.READ, payload, shard_id, deadline, gather.part(indexes)))
+
+    def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        view = self._keyspace(connection, request)
+        write: Write = decode_write(request.payload)
+        check_write(write, self._limits)
+        if len(write.keys) == 1:
+            self._forward(connection, request, view.shard_for(write.keys[0]).id, deadline)
+            return
+        split = split_by_shard(view, write.keys)
+        if len(split) == 1:
+            self._forward(connection, request, split[0][0], deadline)
+            return
+        gather = WriteGather(len(write.keys), len(split), partial(_answer, connection, request.id))
+        for shard_id, indexes in split:
+            payload = write_part(write, indexes)
+            self._forwarder.send(Part(Op.WRITE, payload, shard_id, deadline, gather.part(shard_id, indexes)))
+
+    def _forward(self, connection: Connection, request: Request, shard_id: int, deadline: float | None) -> None:
+        done = partial(_answer, connection, request.id)
+        self._forwarder.send(Part(Op(request.op), request.payload, shard_id, deadline, done))
+
+    def _scan(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        keyspace = self._keyspace_name(connection, request)
+        self.topology.keyspace(keyspace)
+        scan: Scan = decode_scan(request.payload)
+        check_range(scan.start, scan.stop, self._limits)
+        if scan.limit < 1 or scan.page_bytes < 1:
+            raise InvalidArgument("A scan must ask for at least one row and one byte.")
+        scan.limit = min(scan.limit, self._limits.operations_max)
+        page = self._scanner.page(lambda: self.topology, keyspace, scan, deadline)
+        self._later(connection, request.id, page)
+
+    def _status(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        self._later(connection, request.id, self._cluster_status())
+
+    def _later(self, connection: Connection, request_id: int, answer: Any) -> None:
+        """Answer with what a coroutine returns or raises."""
+        task = asyncio.get_running_loop().create_task(_answer_with(connection, request_id, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _answer(connection: Connection, request_id: int, answer: msgspec.Raw | msgspec.Struct | ShardKVError) -> None:
+    if isinstance(answer, ShardKVError):
+        connection.fail(request_id, answer)
+    else:
+        connection.reply(request_id, answer)
+
+
+async def _answer_with(connection: Connection, request_id: int, coroutine: Any) -> None:
+    try:
+        _answer(connection, request_id, await coroutine)
+    except ShardKVError as error:
+        connection.fail(request_id, error)
+    except Exception as error:  # noqa: BLE001 - one request's bug must not leave its caller waiting
+        connection.fail(request_id, LocalProtocolError(f"The request failed inside the router: {error!r}."))
