@@ -1,0 +1,131 @@
+"""`LogWriter`: appends groups to one log segment or manifest. The format is in log_format.py.
+
+Invariants:
+  - the file has its header, its name and its directory entry on disk before the first group is appended;
+  - `synced_offset` never runs ahead of what a finished sync covered, and each group carries its value.
+
+It does not decide when to sync, and it never retries: after any error the caller must write nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import google_crc32c
+import msgspec
+
+from shardkv.errors import InvalidArgument
+from shardkv_node.engine.filenames import tmp_path
+from shardkv_node.engine.log_format import (
+    FORMAT_VERSION,
+    GROUP,
+    GROUP_CRC,
+    GROUP_MAGIC,
+    HEADER,
+    HEADER_CRC,
+    LOG_MAGIC,
+    NO_SEGMENT,
+    PAYLOAD_BYTES_MAX,
+    PLACE,
+)
+from shardkv_node.engine.vfs import Vfs, WritableFile
+
+_encode = msgspec.msgpack.Encoder().encode
+_crc = google_crc32c.value
+_extend_crc = google_crc32c.extend
+
+
+def file_header(magic: bytes, store_id: bytes, number: int, previous: tuple[int, int]) -> bytes:
+    """The first bytes of a segment or manifest."""
+    head = HEADER.pack(magic, FORMAT_VERSION, store_id, number, *previous)
+    return head + HEADER_CRC.pack(_crc(head))
+
+
+def frame(payload: bytes, *, number: int, offset: int, hlc: int, synced_offset: int) -> bytes:
+    """The group that holds `payload` at `offset` of file `number`."""
+    head = GROUP.pack(GROUP_MAGIC, len(payload), hlc, synced_offset, _crc(payload) if payload else 0)
+    return head + GROUP_CRC.pack(_extend_crc(_crc(PLACE.pack(number, offset)), head)) + payload
+
+
+class LogWriter:
+    """One open segment. `offset` is where the next group goes; `number` is the segment's."""
+
+    __slots__ = ("_file", "hlc", "number", "path", "synced_offset")
+
+    def __init__(self, file: WritableFile, path: str, number: int, hlc: int) -> None:
+        self._file = file
+        self.path = path
+        self.number = number
+        self.hlc = hlc
+        self.synced_offset = file.offset
+
+    @classmethod
+    def create(
+        cls,
+        vfs: Vfs,
+        path: str,
+        *,
+        store_id: bytes,
+        number: int,
+        previous: tuple[int, int] = (NO_SEGMENT, 0),
+        magic: bytes = LOG_MAGIC,
+        payloads: Sequence[bytes] = (),
+        hlc: int = 0,
+    ) -> LogWriter:
+        """Make the file at `path`, already holding `payloads` as groups; all of it is durable on return."""
+        tmp = tmp_path(path)
+        if vfs.exists(tmp):
+            vfs.remove(tmp)
+        file = vfs.create(tmp)
+        try:
+            file.write(file_header(magic, store_id, number, previous))
+            writer = cls(file, path, number, hlc)
+            for payload in payloads:
+                writer.append_payload(payload, hlc)
+            if payloads:
+                file.sync()
+                writer.note_synced(file.offset)
+                writer.mark(hlc)
+            file.sync()
+            vfs.rename(tmp, path)
+            vfs.sync_dir(os.path.dirname(path) or ".")
+        except BaseException:
+            file.close()
+            raise
+        writer.synced_offset = file.offset
+        return writer
+
+    @property
+    def offset(self) -> int:
+        return self._file.offset
+
+    def append(self, entries: Sequence[object], hlc: int) -> int:
+        """Write one group of entries with one call to the file; returns the offset of its end."""
+        return self.append_payload(_encode(entries), hlc)
+
+    def append_payload(self, payload: bytes, hlc: int) -> int:
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise InvalidArgument(
+                f"A group of {len(payload)} bytes is over the {PAYLOAD_BYTES_MAX} the log allows. Write less at once."
+            )
+        self.hlc = hlc
+        file = self._file
+        file.write(frame(payload, number=self.number, offset=file.offset, hlc=hlc, synced_offset=self.synced_offset))
+        return file.offset
+
+    def sync(self) -> None:
+        """Make everything written so far durable. May run in another thread, beside nothing but reads."""
+        self._file.sync()
+
+    def note_synced(self, offset: int) -> None:
+        """A finished sync covered the bytes before `offset`."""
+        if offset > self.synced_offset:
+            self.synced_offset = offset
+
+    def mark(self, hlc: int) -> None:
+        """Append a sync mark."""
+        self.append_payload(b"", hlc)
+
+    def close(self) -> None:
+        self._file.close()

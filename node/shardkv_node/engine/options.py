@@ -1,0 +1,109 @@
+"""`Options`: everything about an open store that may be chosen. None of it is stored; each open may choose anew.
+
+Sizes are bytes, times milliseconds. The defaults suit a node with a few GB of data beside its neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardkv.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+DURABILITIES = ("always", "interval", "os")
+COMPRESSIONS = ("none", "lz4", "zstd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a store writes, caches and compacts. Call `validate` before use."""
+
+    durability: str = "always"
+    """When a write is acknowledged. always: after the log was synced, so it survives power loss. interval: after the
+    log was written, with a sync every `sync_interval_ms`. os: after the log was written; the system syncs when it
+    likes. All three survive a kill of the process. Leave it unless the last second of writes may be lost."""
+    sync_interval_ms: int = 200
+    """With durability "interval": the most a power loss can take."""
+    memtable_bytes_max: int = 64 * MIB
+    """Memory of the writes not yet handed to a flush, over all tablets. Smaller: more and smaller tables."""
+    frozen_memtables_max: int = 2
+    """Generations that may wait for their flush before writers are made to wait. Bounds memory; leave it."""
+    block_cache_bytes: int = 64 * MIB
+    """Decoded blocks kept in memory. Raise it when the working set is larger and memory is free."""
+    block_bytes: int = 6 * KIB
+    """Size of a data block before compression. Leave it unless values are much larger than 1 KiB."""
+    table_bytes_max: int = 32 * MIB
+    """A table is closed when it passes this many bytes. Leave it."""
+    upper_compression: str = "lz4"
+    """Of new tables and the upper levels: none, lz4 or zstd."""
+    bottom_compression: str = "zstd"
+    """Of the last level, where most data lies."""
+    filter_bits_per_key: int = 10
+    """0 turns filters off. Leave it unless nothing but existing keys is ever read."""
+    l0_compaction_trigger: int = 4
+    """Flushed tables of one tablet that start a compaction. Leave it."""
+    l0_stall_tables: int = 12
+    """Flushed tables of one tablet at which writers wait for compaction. Leave it."""
+    level1_bytes_max: int = 64 * MIB
+    """Size of the first sorted level; each further one may hold `level_multiplier` times as much. Leave it."""
+    level_multiplier: int = 10
+    """Growth from level to level. Leave it."""
+    disk_reserve_bytes: int = 256 * MIB
+    """Writes are refused while the disk has less free than this, so that compaction can still run. Tests lower it."""
+    workers: int = 1
+    """1: flushes and compactions run in a process of their own. 0: inside the caller, which then waits for them."""
+    key_bytes_max: int = 64 * KIB
+    """Longest key."""
+    value_bytes_max: int = 16 * MIB
+    """Longest value."""
+    open_files_max: int = 256
+    """Tables kept open for reading. Stay well below the limit of the process."""
+    manifest_bytes_max: int = 4 * MIB
+    """A manifest that grew past this is written anew. Leave it."""
+
+    def validate(self) -> None:
+        """Raise `ConfigError` with a sentence for every option that cannot be used."""
+        problems = [
+            f"{name} = {getattr(self, name)!r}: must be one of {', '.join(words)}."
+            for name, words in (
+                ("durability", DURABILITIES),
+                ("upper_compression", COMPRESSIONS),
+                ("bottom_compression", COMPRESSIONS),
+            )
+            if getattr(self, name) not in words
+        ]
+        problems += [
+            f"{name} = {value!r}: must be a whole number of at least {minimum}."
+            for name, minimum in _MINIMUMS.items()
+            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool) or value < minimum
+        ]
+        if not problems and self.l0_stall_tables <= self.l0_compaction_trigger:
+            problems.append(
+                f"l0_stall_tables = {self.l0_stall_tables}: must be above l0_compaction_trigger "
+                f"({self.l0_compaction_trigger}), or writers would wait before compaction starts."
+            )
+        if problems:
+            raise ConfigError(problems, where="the engine options")
+
+
+_MINIMUMS = {
+    "sync_interval_ms": 1,
+    "memtable_bytes_max": 1 * KIB,
+    "frozen_memtables_max": 1,
+    "block_cache_bytes": 0,
+    "block_bytes": 128,
+    "table_bytes_max": 1 * KIB,
+    "filter_bits_per_key": 0,
+    "l0_compaction_trigger": 1,
+    "l0_stall_tables": 2,
+    "level1_bytes_max": 1 * KIB,
+    "level_multiplier": 2,
+    "disk_reserve_bytes": 0,
+    "workers": 0,
+    "key_bytes_max": 1,
+    "value_bytes_max": 0,
+    "open_files_max": 8,
+    "manifest_bytes_max": 1 * KIB,
+}
