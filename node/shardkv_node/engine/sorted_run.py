@@ -1,0 +1,41 @@
+"""`SortedRun`: tables that do not overlap, in key order, seen as one source. A level below level 0 is one.
+
+A look-up asks one table, and a scan opens only the tables it passes through, one after the other: so a level of
+a hundred tables costs a merge no more than one table does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from shardkv_node.engine.columns import Columns
+from shardkv_node.engine.table_reader import Table
+
+
+class SortedRun:
+    """A `Source` over disjoint tables. Requires: ascending by key, no two overlap."""
+
+    __slots__ = ("_last_keys", "tables")
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables = list(tables)
+        self._last_keys = [table.meta.last_key for table in self.tables]
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def find(self, key: bytes) -> tuple[Columns, int] | None:
+        """As `Table.find`, over all tables."""
+        number = bisect_left(self._last_keys, key)
+        return self.tables[number].find(key) if number < len(self.tables) else None
+
+    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
+        """The rows with keys in [start, stop); see `Source`."""
+        low = bisect_left(self._last_keys, start)
+        high = len(self.tables)
+        if stop is not None:
+            high = min(high, bisect_left(self._last_keys, stop) + 1)
+        tables = self.tables[low:high]
+        for table in reversed(tables) if reverse else tables:
+            yield from table.chunks(start, stop, reverse=reverse)
