@@ -1,0 +1,68 @@
+from shardkv.errors import OutcomeUnknown, ShardUnavailable
+from shardkv.topology.placement import place_keyspace
+from shardkv.topology.view import KeyspaceView
+from shardkv.wire.messages import (
+    Read,
+    ReadReply,
+    Write,
+    WriteReply,
+    WriteResult,
+    decode_read,
+    decode_write,
+    raw,
+)
+from shardkv_router.gathering import ReadGather, WriteGather, read_part, split_by_shard, write_part
+
+VIEW = KeyspaceView(
+    "default", "range", place_keyspace("default", "range", shards=1, split_at=[b"h", b"p"], nodes=["n"], first_id=1)
+)
+KEYS = [b"z", b"a", b"i", b"b", b"a"]
+
+
+def test_keys_go_to_their_shards_in_the_order_asked() -> None:
+    assert split_by_shard(VIEW, KEYS) == [(1, [1, 3, 4]), (2, [2]), (3, [0])]
+    assert decode_read(read_part(KEYS, [1, 3, 4])).keys == [b"a", b"b", b"a"]
+    assert decode_read(read_part(KEYS, [2])) == Read([b"i"])
+
+
+def test_a_write_is_cut_with_its_columns() -> None:
+    write = Write(None, None, b"\x01\x02\x01\x01\x02", KEYS, [b"0", b"", b"2", b"3", b""], True)
+    part = decode_write(write_part(write, [1, 3, 4]))
+    assert (part.kinds, part.keys, part.values, part.want_existed) == (
+        b"\x02\x01\x02",
+        [b"a", b"b", b"a"],
+        [b"", b"3", b""],
+        True,
+    )
+
+
+def test_a_read_is_answered_once_in_the_order_asked() -> None:
+    answers: list[object] = []
+    gather = ReadGather(3, 2, answers.append)
+    gather.part([2])(raw(ReadReply([b"two"])))
+    assert answers == []
+    gather.part([0, 1])(raw(ReadReply([None, b"one"])))
+    assert answers == [ReadReply([None, b"one", b"two"])]
+
+
+def test_a_read_fails_whole_with_the_error_of_its_shard() -> None:
+    answers: list[object] = []
+    gather = ReadGather(2, 2, answers.append)
+    problem = ShardUnavailable("Shard 7 is away.")
+    gather.part([0])(problem)
+    gather.part([1])(raw(ReadReply([b"x"])))
+    assert answers == [problem]
+
+
+def test_a_write_tells_the_fate_of_every_operation() -> None:
+    answers: list[WriteReply] = []
+    gather = WriteGather(4, 3, answers.append)
+    gather.part(1, [0, 2])(raw(WriteReply(bytes((0, 1)), 5, [])))
+    gather.part(2, [1])(ShardUnavailable("Shard 2 is away."))
+    gather.part(3, [3])(OutcomeUnknown("Who knows."))
+    (reply,) = answers
+    assert list(reply.results) == [0, WriteResult.REFUSED, WriteResult.APPLIED_EXISTED, WriteResult.UNKNOWN]
+    assert [(problem.shard, problem.code) for problem in reply.problems] == [
+        (2, "shard_unavailable"),
+        (3, "outcome_unknown"),
+    ]
