@@ -1,0 +1,94 @@
+"""What users pass, turned into what goes on the wire: str becomes UTF-8 bytes, bytes stay, anything else is refused.
+
+Invariant: what leaves here is `bytes`; a wrong type or a string that is not text raises InvalidArgument with a
+sentence that names the argument. Lengths are judged in `shardkv.wire.checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, TypeVar
+
+from shardkv.errors import InvalidArgument
+from shardkv.transport.address import Address, parse_address
+
+Text: TypeAlias = str | bytes | bytearray | memoryview
+"""A key or a value as users write it."""
+
+Out = TypeVar("Out", bytes, str)
+Decode: TypeAlias = Callable[[bytes], Out]
+"""How results become what users get: bytes, or str with `decode_responses`."""
+
+DEFAULT_ADDRESS = "127.0.0.1:7400"
+DEFAULT_TIMEOUT_S = 5.0
+TIMEOUT_S_MAX = 7 * 24 * 3600.0
+
+
+def to_bytes(value: object, what: str) -> bytes:
+    """`value` as bytes; `what` names it in the error. Raises InvalidArgument."""
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"A {what} is not valid text: {error.reason} at character {error.start}.") from None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise InvalidArgument(
+        f"A {what} must be str or bytes, not {type(value).__name__}.", hint="Encode it first, for example with json."
+    )
+
+
+def to_column(values: Iterable[Text], what: str) -> list[bytes]:
+    """Several of them. A lone str or bytes is refused: it is hardly ever meant as a list of its characters."""
+    if isinstance(values, str | bytes | bytearray | memoryview):
+        raise InvalidArgument(f"Several {what}s are expected, not one {type(values).__name__}.", hint="Pass a list.")
+    try:
+        return [value if type(value) is bytes else to_bytes(value, what) for value in values]
+    except TypeError:
+        raise InvalidArgument(f"Several {what}s are expected, not {type(values).__name__}.") from None
+
+
+def to_addresses(addresses: str | Iterable[str]) -> list[Address]:
+    """ "HOST:PORT", several of them with commas between, or a list of them. Raises InvalidArgument."""
+    try:
+        texts = addresses.split(",") if isinstance(addresses, str) else list(addresses)
+        found = [parse_address(text) for text in texts]
+    except (TypeError, AttributeError):
+        raise InvalidArgument("Router addresses must be text such as 127.0.0.1:7400, or a list of them.") from None
+    if not found:
+        raise InvalidArgument("A client needs at least one router address.", hint="For example 127.0.0.1:7400.")
+    return found
+
+
+def to_timeout_s(timeout: float | None, default: float) -> float:
+    """The timeout of a call in seconds; None is the client's. Raises InvalidArgument."""
+    if timeout is None:
+        return default
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= TIMEOUT_S_MAX:
+        raise InvalidArgument(
+            f"A timeout must be a number of seconds above 0 and at most {TIMEOUT_S_MAX:g}, not {timeout!r}."
+        )
+    return float(timeout)
+
+
+def to_keyspace(name: object) -> str:
+    """A keyspace's name. Raises InvalidArgument."""
+    if not isinstance(name, str) or not name:
+        raise InvalidArgument(f"A keyspace is named by a text that is not empty, not {name!r}.")
+    return name
+
+
+def as_given(value: bytes) -> bytes:
+    """Results as they are stored."""
+    return value
+
+
+def as_text(value: bytes) -> str:
+    """Results as text, for `decode_responses`. Raises InvalidArgument."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"{value[:40]!r} is not UTF-8 text: {error.reason} at byte {error.start}.",
+            hint="Read it with a client without decode_responses.",
+        ) from None

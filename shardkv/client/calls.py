@@ -1,0 +1,276 @@
+"""One request and its fate, without I/O: what to send next, what an answer or a broken connection means for it.
+
+A call is WAITING until it is DONE or FAILED; while it waits, `error` is why it has to be sent again (None: go on at
+once). Both clients drive calls the same way: send `payload()`, hand the outcome to `settle`, repeat while waiting.
+
+Invariants: a write that may have been applied is never sent again; it fails with OutcomeUnknown. What was refused
+with a retriable error, or is a read, may be sent again. A call that FAILED always has an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from shardkv.errors import (
+    BatchTooLarge,
+    DeadlineExceeded,
+    OutcomeUnknown,
+    RemoteProtocolError,
+    RouterUnavailable,
+    ShardKVError,
+    from_wire,
+)
+from shardkv.wire.messages import (
+    OK,
+    Op,
+    RawReply,
+    Read,
+    ReadReply,
+    ShardProblem,
+    Write,
+    WriteReply,
+    WriteResult,
+    decode_read_reply,
+    decode_write_reply,
+    raw,
+    reply_error,
+)
+
+APPLIED, EXISTED = int(WriteResult.APPLIED), int(WriteResult.APPLIED_EXISTED)
+REFUSED, UNKNOWN = int(WriteResult.REFUSED), int(WriteResult.UNKNOWN)
+
+
+class State(Enum):
+    WAITING = 0
+    DONE = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """No answer came: the connection broke, or was never there. `sent`: the request may have arrived."""
+
+    reason: str
+    sent: bool
+    timed_out: bool = False
+
+
+Outcome = RawReply | Lost | ShardKVError
+
+
+class Call:
+    """A request without special rules: sent until it is answered or refused for good."""
+
+    __slots__ = ("_decode", "_payload", "error", "op", "result", "state")
+
+    def __init__(self, op: Op, payload: msgspec.Raw, decode: Callable[[msgspec.Raw], Any]) -> None:
+        self.op = op
+        self.state = State.WAITING
+        self.error: ShardKVError | None = None
+        self.result: Any = None
+        self._payload = payload
+        self._decode = decode
+
+    def payload(self) -> msgspec.Raw:
+        """What to send now."""
+        return self._payload
+
+    def take(self, payload: msgspec.Raw) -> None:
+        """An answer came."""
+        self.result = self._decode(payload)
+        self._done()
+
+    def refuse(self, error: ShardKVError) -> None:
+        """An error came: the request was not applied."""
+        self.error = error
+        if not error.retriable:
+            self.state = State.FAILED
+
+    def lose(self, lost: Lost) -> None:
+        """No answer will come."""
+        if not lost.timed_out:
+            self.error = RouterUnavailable(lost.reason)
+
+    def give_up(self, error: ShardKVError) -> None:
+        """It could not be sent, and will not be."""
+        self.state, self.error = State.FAILED, error
+
+    def expire(self, timeout_s: float) -> None:
+        """The time ran out while it waited; the last refusal says more than that it did."""
+        self.state = State.FAILED
+        self.error = self.error or DeadlineExceeded(f"No answer came within {timeout_s:g} s.")
+
+    def _done(self) -> None:
+        self.state = State.DONE
+        self.error = None
+
+
+class ReadCall(Call):
+    """Values of keys. A reply that does not fit in a frame is asked for again in halves."""
+
+    __slots__ = ("_parts", "keys", "values")
+
+    def __init__(self, keys: list[bytes]) -> None:
+        super().__init__(Op.READ, raw(Read(keys)), decode_read_reply)
+        self.keys = keys
+        self.values: list[bytes | None] = []
+        self._parts = [(0, len(keys))]
+
+    def take(self, payload: msgspec.Raw) -> None:
+        reply: ReadReply = decode_read_reply(payload)
+        start, stop = self._parts.pop()
+        if len(reply.values) != stop - start:
+            raise RemoteProtocolError(f"The reply has {len(reply.values)} values for {stop - start} keys.")
+        self.values += reply.values
+        self.error = None
+        if self._parts:
+            self._ask_next()
+        else:
+            self._done()
+
+    def refuse(self, error: ShardKVError) -> None:
+        start, stop = self._parts[-1]
+        if isinstance(error, BatchTooLarge) and stop - start > 1:
+            middle = (start + stop) // 2
+            self._parts[-1:] = [(middle, stop), (start, middle)]
+            self._ask_next()
+        else:
+            super().refuse(error)
+
+    def _ask_next(self) -> None:
+        start, stop = self._parts[-1]
+        self._payload = raw(Read(self.keys[start:stop]))
+
+
+class WriteCall(Call):
+    """Puts and deletes. `results` holds one WriteResult for each, in order; what was refused is sent again alone.
+
+    The operations of one shard are applied or refused together, so sending the refused ones keeps shards atomic.
+    """
+
+    __slots__ = ("_pending", "_write", "problems", "results")
+
+    def __init__(self, kinds: int | bytes, keys: list[bytes], values: list[bytes], *, want_existed: bool) -> None:
+        write = Write(None, None, kinds, keys, values, want_existed)
+        super().__init__(Op.WRITE, raw(write), decode_write_reply)
+        self._write = write
+        self.results = bytearray([REFUSED]) * len(keys)
+        self.problems: list[ShardProblem] = []
+        self._pending: Sequence[int] = range(len(keys))
+
+    def take(self, payload: msgspec.Raw) -> None:
+        reply: WriteReply = decode_write_reply(payload)
+        if len(reply.results) != len(self._pending):
+            raise RemoteProtocolError(f"The reply has {len(reply.results)} results for {len(self._pending)} writes.")
+        if len(self._pending) == len(self.results):
+            self.results[:] = reply.results
+        else:
+            for index, result in zip(self._pending, reply.results, strict=True):
+                self.results[index] = result
+        if max(reply.results) < REFUSED:
+            self._done()
+        else:
+            self._take_problems(reply.problems)
+
+    def _take_problems(self, problems: list[ShardProblem]) -> None:
+        self.problems = problems
+        errors = [
+            from_wire(told.code, told.message, {"shard": told.shard, **told.detail}, told.hint) for told in problems
+        ]
+        self._pending = [index for index, result in enumerate(self.results) if result == REFUSED]
+        self.error = _worst(errors) if errors else RemoteProtocolError("A write was refused and nothing says why.")
+        if UNKNOWN in self.results or not all(error.retriable for error in errors):
+            self.state = State.FAILED
+            return
+        kinds = self._write.kinds
+        self._payload = raw(
+            Write(
+                None,
+                None,
+                kinds if isinstance(kinds, int) else bytes(kinds[index] for index in self._pending),
+                [self._write.keys[index] for index in self._pending],
+                [self._write.values[index] for index in self._pending],
+                self._write.want_existed,
+            )
+        )
+
+    def refuse(self, error: ShardKVError) -> None:
+        if isinstance(error, OutcomeUnknown):
+            self._mark_unknown()
+        super().refuse(error)
+
+    def lose(self, lost: Lost) -> None:
+        if not lost.sent:
+            super().lose(lost)
+            return
+        self._mark_unknown()
+        self.state = State.FAILED
+        self.error = OutcomeUnknown(
+            f"{lost.reason} The write may or may not have been applied.",
+            hint="Read the key to find out, or write it again if that does no harm.",
+        )
+
+    def _mark_unknown(self) -> None:
+        for index in self._pending:
+            self.results[index] = UNKNOWN
+
+
+def settle(call: Call, outcome: Outcome) -> None:
+    """Tell `call` what came of sending it."""
+    if isinstance(outcome, Lost):
+        call.lose(outcome)
+    elif isinstance(outcome, ShardKVError):
+        call.refuse(outcome)
+    elif outcome.status == OK:
+        _take(call, outcome.payload)
+    else:
+        call.refuse(reply_error(outcome.payload))
+
+
+def _take(call: Call, payload: msgspec.Raw) -> None:
+    try:
+        call.take(payload)
+    except ShardKVError as error:
+        call.lose(Lost(f"The answer cannot be read: {error.message}", sent=True))
+        call.state, call.error = State.FAILED, call.error if isinstance(call, WriteCall) else error
+
+
+def raise_failure(calls: Sequence[Call]) -> None:
+    """Raises the worst error of the calls that failed: an unknown outcome before a refusal.
+
+    For writes its detail has `applied`, `refused`, `unknown` (operations of all calls) and `shards` (those to blame).
+    """
+    errors = [call.error for call in calls if call.state is State.FAILED and call.error is not None]
+    if not errors:
+        return
+    error = _worst(errors)
+    writes = [call for call in calls if isinstance(call, WriteCall)]
+    raise _with_counts(error, writes) if writes else error
+
+
+def _worst(errors: Sequence[ShardKVError]) -> ShardKVError:
+    lasting = [error for error in errors if not error.retriable]
+    unknown = [error for error in lasting if isinstance(error, OutcomeUnknown)]
+    return (unknown or lasting or list(errors))[0]
+
+
+def _with_counts(error: ShardKVError, writes: Sequence[WriteCall]) -> ShardKVError:
+    counts = Counter[int]()
+    for write in writes:
+        counts.update(write.results)
+    applied, refused, unknown = counts[APPLIED] + counts[EXISTED], counts[REFUSED], counts[UNKNOWN]
+    shards = {problem.shard for write in writes for problem in write.problems if write.state is State.FAILED}
+    if isinstance(error.detail.get("shard"), int):
+        shards.add(error.detail["shard"])
+    counted = {"applied": applied, "refused": refused, "unknown": unknown, "shards": sorted(shards)}
+    message = error.message
+    total = applied + refused + unknown
+    if total > 1:
+        message += f" Of {total} operations {applied} were applied, {refused} were not, {unknown} may have been."
+    return from_wire(error.code, message, {**error.detail, **counted}, error.hint)

@@ -1,0 +1,186 @@
+"""One blocking connection to a router: requests out, replies matched by id back.
+
+Invariants: used by one thread at a time; after anything went wrong `usable` is False and it must be closed, so a late
+reply can never answer another request. An outcome says truthfully whether its request may have arrived: a frame that
+was not handed to the kernel whole was not received.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from shardkv.client.calls import Lost, Outcome
+from shardkv.errors import RouterUnavailable, ShardKVError
+from shardkv.hybrid_clock import HybridClock
+from shardkv.limits import Limits
+from shardkv.transport.address import Address, format_address
+from shardkv.wire.frame import FrameDecoder, encode_frame
+from shardkv.wire.hello import Identity, check_hello
+from shardkv.wire.messages import (
+    OK,
+    Context,
+    Op,
+    RawReply,
+    Request,
+    decode_hello,
+    decode_replies,
+    encode_batch,
+    raw,
+    reply_error,
+)
+
+CTX = 1
+"""The number under which a client's keyspace is registered on each of its connections."""
+RECEIVE_BYTES = 256 * 1024
+ANSWER_MARGIN_MS = 100
+"""The server is told a deadline earlier than ours by this (a tenth of what is left at most), so that the error with
+which it gives up, which knows more than ours, is still in time."""
+
+
+def told_deadline_ms(left_s: float) -> int:
+    """The deadline to put into a request when `left_s` seconds are left here."""
+    left_ms = left_s * 1000
+    return max(1, int(left_ms - min(left_ms / 10, ANSWER_MARGIN_MS)))
+
+
+class Connection:
+    """Connected, and its keyspace registered, once `open` returned."""
+
+    def __init__(self, sock: socket.socket, label: str, limits: Limits) -> None:
+        self.label = label
+        self.usable = True
+        self._sock = sock
+        self._limits = limits
+        self._decoder = FrameDecoder(limits.frame_bytes_max)
+        self._clock = HybridClock()
+        self._next_id = 1
+        self._problem: ShardKVError | None = None
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    @classmethod
+    def open(cls, address: Address, *, me: Identity, keyspace: str, limits: Limits, deadline: float) -> Connection:
+        """Connect and introduce ourselves before `deadline` (monotonic). Raises OSError, ShardKVError."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        sock = socket.create_connection(address, timeout=left)
+        connection = cls(sock, f"router at {format_address(*address)}", limits)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            hello = decode_hello(connection._ask(Op.HELLO, raw(me.hello()), deadline))
+            check_hello(me, hello)
+            connection._ask(Op.CONTEXT, raw(Context(CTX, keyspace, None, None)), deadline)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        self.usable = False
+        self._sock.close()
+
+    def quiet(self) -> bool:
+        """Whether nothing unexpected came while it lay idle: bytes now can only be an error or the end."""
+        try:
+            return self.usable and not self._poll.poll(0)
+        except OSError:
+            return False
+
+    def exchange(self, requests: Sequence[tuple[Op, msgspec.Raw]], deadline: float) -> list[Outcome]:
+        """Send requests, each in a frame of its own, and wait for all answers: one outcome each, in order.
+
+        What the peer did or did not do is in the outcomes; nothing is raised for it.
+        """
+        first = self._next_id
+        self._next_id += len(requests)
+        outcomes: dict[int, Outcome] = {}
+        ends: list[int] = []
+        sent = 0
+        try:
+            stream, ends = self._frames(first, requests, deadline)
+            while sent < len(stream):
+                self._wait_at_most(deadline)
+                sent += self._sock.send(memoryview(stream)[sent:] if sent else stream)
+            while len(outcomes) < len(requests):
+                self._receive(first, outcomes, deadline)
+        except (OSError, ShardKVError) as error:
+            self.usable = False
+            return [
+                outcomes.get(first + index)
+                or self._without_answer(error, handed_over=bool(ends) and sent >= ends[index])
+                for index in range(len(requests))
+            ]
+        except BaseException:
+            self.usable = False
+            raise
+        return [outcomes[first + index] for index in range(len(requests))]
+
+    def _frames(
+        self, first: int, requests: Sequence[tuple[Op, msgspec.Raw]], deadline: float
+    ) -> tuple[bytes, list[int]]:
+        """The bytes to send, and where in them each request's frame ends."""
+        left_ms = told_deadline_ms(deadline - time.monotonic())
+        clock = self._clock.tick(_wall_ms())
+        frames: list[bytes] = []
+        ends: list[int] = []
+        end = 0
+        for index, (op, payload) in enumerate(requests):
+            request = Request(first + index, op, CTX, None, None, left_ms, payload)
+            frames.append(encode_frame(encode_batch(clock, [request])))
+            end += len(frames[-1])
+            ends.append(end)
+        return b"".join(frames), ends
+
+    def _receive(self, first: int, outcomes: dict[int, Outcome], deadline: float) -> None:
+        self._wait_at_most(deadline)
+        data = self._sock.recv(RECEIVE_BYTES)
+        if not data:
+            raise ConnectionResetError("it was closed")
+        for body in self._decoder.feed(data):
+            clock, replies = decode_replies(body)
+            self._clock.observe(clock, _wall_ms())
+            for reply in replies:
+                if reply.id >= first:
+                    outcomes[reply.id] = reply
+                elif reply.id == 0 and reply.status != OK:
+                    self._problem = reply_error(reply.payload)
+                    raise self._problem
+
+    def _wait_at_most(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+
+    def _without_answer(self, error: OSError | ShardKVError, *, handed_over: bool) -> Outcome:
+        if isinstance(error, TimeoutError):
+            return Lost(f"The {self.label} did not answer in time.", sent=handed_over, timed_out=True)
+        if isinstance(error, ShardKVError):
+            return Lost(f"The {self.label} broke off the connection: {error.message}", sent=handed_over)
+        return Lost(f"The connection to the {self.label} broke: {_reason(error)}.", sent=handed_over)
+
+    def _ask(self, op: Op, payload: msgspec.Raw, deadline: float) -> msgspec.Raw:
+        """One request of the handshake. Raises RouterUnavailable, or what the peer reported."""
+        (outcome,) = self.exchange([(op, payload)], deadline)
+        if isinstance(outcome, RawReply):
+            if outcome.status == OK:
+                return outcome.payload
+            raise reply_error(outcome.payload)
+        if self._problem is not None:
+            raise self._problem
+        raise RouterUnavailable(outcome.reason if isinstance(outcome, Lost) else str(outcome))
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,167 @@
+"""Connections to the routers, shared by the threads of one process.
+
+Invariants: a connection is lent to one thread at a time; at most `size` exist, and who finds none free waits, within
+its deadline, instead of failing; a forked child never touches its parent's connections, it opens its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+
+from shardkv.client.backoff import pause_s
+from shardkv.client.connection import Connection
+from shardkv.errors import ClientClosed, DeadlineExceeded, RouterUnavailable, ShardKVError
+from shardkv.limits import Limits
+from shardkv.transport.address import Address, format_address
+from shardkv.wire.hello import Identity
+
+CONNECT_ATTEMPT_S = 2.0
+"""One address may take this long to answer before the next one is tried."""
+
+
+class Pool:
+    """Lends connections: `acquire`, then `release`, always."""
+
+    def __init__(self, addresses: Sequence[Address], *, size: int, me: Identity, keyspace: str, limits: Limits) -> None:
+        self._addresses = list(addresses)
+        self._size = size
+        self._me = me
+        self._keyspace = keyspace
+        self._limits = limits
+        self._turn = itertools.count(random.randrange(len(self._addresses)))
+        self._closed = False
+        self._start_empty()
+        _pools.add(self)
+        _watch_forks()
+
+    def _start_empty(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._idle: list[Connection] = []
+        self._lent = 0
+
+    def forget_inherited(self) -> None:
+        """In a forked child: the connections, and the lock as another thread may have left it, are the parent's."""
+        inherited = self._idle
+        self._start_empty()
+        for connection in inherited:
+            connection.close()
+
+    def acquire(self, timeout_s: float, deadline: float) -> Connection:
+        """A usable connection, at the latest at `deadline` (monotonic), which is `timeout_s` after the call began.
+
+        Raises ClientClosed, RouterUnavailable, DeadlineExceeded (all connections in use all the time), or a router's
+        refusal of us.
+        """
+        with self._changed:
+            while not self._closed and not self._idle and self._lent >= self._size:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise DeadlineExceeded(
+                        f"All {self._size} connections of this client were in use for {timeout_s:g} s.",
+                        hint="Raise connections_max, or share the client among fewer threads.",
+                    )
+            if self._closed:
+                raise closed_error()
+            self._lent += 1
+            connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is not None:
+                if connection.quiet():
+                    return connection
+                connection.close()
+            return self._connect(timeout_s, deadline)
+        except BaseException:
+            self._give_back(None)
+            raise
+
+    def release(self, connection: Connection) -> None:
+        """Take back what `acquire` lent."""
+        self._give_back(connection)
+
+    def close(self) -> None:
+        """Close idle connections now and lent ones when they come back; `acquire` raises ClientClosed from now on."""
+        with self._changed:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._changed.notify_all()
+        for connection in idle:
+            connection.close()
+
+    def _give_back(self, connection: Connection | None) -> None:
+        with self._changed:
+            self._lent -= 1
+            kept = connection is not None and connection.usable and not self._closed
+            if kept and connection is not None:
+                self._idle.append(connection)
+            self._changed.notify()
+        if connection is not None and not kept:
+            connection.close()
+
+    def _connect(self, timeout_s: float, deadline: float) -> Connection:
+        """Try the addresses in turn, again and again with pauses, until one answers or the time is over."""
+        reasons: dict[str, str] = {}
+        for attempt in itertools.count():
+            first = next(self._turn)
+            for step in range(len(self._addresses)):
+                address = self._addresses[(first + step) % len(self._addresses)]
+                try:
+                    return self._open(address, deadline)
+                except OSError as error:
+                    reasons[format_address(*address)] = _reason(error)
+                except ShardKVError as error:
+                    if not error.retriable:
+                        raise
+                    reasons[format_address(*address)] = error.message.rstrip(".")
+            pause = pause_s(attempt, random.random())
+            if time.monotonic() + pause >= deadline:
+                break
+            time.sleep(pause)
+            if self._closed:
+                raise closed_error()
+        raise no_router_error(reasons, timeout_s)
+
+    def _open(self, address: Address, deadline: float) -> Connection:
+        now = time.monotonic()
+        attempt_deadline = min(deadline, now + CONNECT_ATTEMPT_S) if len(self._addresses) > 1 else deadline
+        return Connection.open(
+            address, me=self._me, keyspace=self._keyspace, limits=self._limits, deadline=attempt_deadline
+        )
+
+
+def closed_error() -> ClientClosed:
+    return ClientClosed("This client was closed.", hint="Create a new one.")
+
+
+def no_router_error(reasons: dict[str, str], timeout_s: float) -> RouterUnavailable:
+    """`reasons`: why, for each address."""
+    told = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
+    return RouterUnavailable(
+        f"No router could be reached within {timeout_s:g} s ({told}).",
+        detail={"addresses": list(reasons)},
+        hint="Is the cluster running? `shardkv cluster up` starts one.",
+    )
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_forks_watched = False
+
+
+def _watch_forks() -> None:
+    global _forks_watched
+    if not _forks_watched and hasattr(os, "register_at_fork"):
+        _forks_watched = True
+        os.register_at_fork(after_in_child=_forget_inherited)
+
+
+def _forget_inherited() -> None:
+    for pool in list(_pools):
+        pool.forget_inherited()

@@ -1,0 +1,328 @@
+"""The blocking client. Safe to share among threads and across fork; not to pickle.
+
+Invariants: every call ends by its deadline, which covers waiting for a connection, connecting, retries and all
+requests the call is cut into; a write is sent again only when it surely was not applied; after `close` every use
+raises ClientClosed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+
+from shardkv.client import requests
+from shardkv.client.arguments import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    Decode,
+    Out,
+    Text,
+    as_given,
+    as_text,
+    to_addresses,
+    to_keyspace,
+    to_timeout_s,
+)
+from shardkv.client.backoff import pause_s
+from shardkv.client.calls import Call, ReadCall, State, raise_failure, settle
+from shardkv.client.pool import Pool, closed_error
+from shardkv.client.scan import ScanPlan, plan_range, plan_scan
+from shardkv.errors import Draining, InvalidArgument, ShardKVError
+from shardkv.limits import DEFAULT_LIMITS, Limits
+from shardkv.wire.hello import Identity
+from shardkv.wire.messages import Page
+
+if TYPE_CHECKING:
+    from shardkv.write_batch import WriteBatch
+
+Key = TypeVar("Key", str, bytes)
+
+CONNECTIONS_MAX = 32
+
+
+class Client(Generic[Out]):
+    """A client of one keyspace.
+
+    `addresses`: "HOST:PORT" of a router, several with commas between, or a list. `timeout`: seconds a call may take,
+    for calls that give none of their own. `decode_responses`: keys and values come back as str. `connections_max`:
+    connections of all threads together; calls wait for a free one. `limits`: when the cluster's are not the defaults.
+    """
+
+    @overload
+    def __init__(
+        self: Client[bytes],
+        addresses: str | Iterable[str] = ...,
+        *,
+        keyspace: str = ...,
+        timeout: float = ...,
+        decode_responses: Literal[False] = ...,
+        connections_max: int = ...,
+        limits: Limits = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Client[str],
+        addresses: str | Iterable[str] = ...,
+        *,
+        keyspace: str = ...,
+        timeout: float = ...,
+        decode_responses: Literal[True],
+        connections_max: int = ...,
+        limits: Limits = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        addresses: str | Iterable[str] = DEFAULT_ADDRESS,
+        *,
+        keyspace: str = "default",
+        timeout: float = DEFAULT_TIMEOUT_S,
+        decode_responses: bool = False,
+        connections_max: int = CONNECTIONS_MAX,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        if isinstance(connections_max, bool) or not isinstance(connections_max, int) or connections_max < 1:
+            raise InvalidArgument(f"connections_max must be a whole number above 0, not {connections_max!r}.")
+        self.keyspace = to_keyspace(keyspace)
+        self._timeout_s = to_timeout_s(timeout, DEFAULT_TIMEOUT_S)
+        self._limits = limits
+        self._decode: Decode[Out] = cast(Decode[Out], as_text if decode_responses else as_given)
+        self._closed = False
+        self._pool = Pool(
+            to_addresses(addresses),
+            size=connections_max,
+            me=Identity("client", "python"),
+            keyspace=self.keyspace,
+            limits=limits,
+        )
+
+    # One key
+
+    def put(self, key: Text, value: Text, *, timeout: float | None = None) -> None:
+        """Store `value` under `key`; when this returns, the write is acknowledged."""
+        self._run([requests.put(key, value, self._limits)], timeout)
+
+    def get(self, key: Text, *, timeout: float | None = None) -> Out | None:
+        """The value of `key`, None when there is none."""
+        call = requests.get(key, self._limits)
+        self._run([call], timeout)
+        value = call.values[0]
+        return None if value is None else self._decode(value)
+
+    def delete(self, key: Text, *, timeout: float | None = None) -> bool:
+        """Delete `key`. True when it existed."""
+        calls = [requests.delete(key, self._limits)]
+        self._run(calls, timeout)
+        return requests.existed(calls) == 1
+
+    # Many keys
+
+    def put_many(self, mapping: Mapping[Key, Text], *, timeout: float | None = None) -> None:
+        """Store all pairs, in several requests when there are many. Not atomic: an error's `detail` says how many
+        were `applied`, `refused` and `unknown`, and for which `shards`."""
+        self._run(requests.put_many(mapping, self._limits), timeout)
+
+    def batch_put(self, keys: Sequence[Text], values: Sequence[Text], *, timeout: float | None = None) -> None:
+        """`put_many` of two lists of the same length; the last value wins when a key comes twice."""
+        self._run(requests.batch_put(keys, values, self._limits), timeout)
+
+    def get_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> dict[Key, Out | None]:
+        """The values of `keys`, by key as given, in order of asking; None where there is none."""
+        asked = requests.listed(keys)
+        calls = requests.get_many(asked, self._limits)
+        self._run(calls, timeout)
+        return self._by_key(asked, calls)
+
+    def delete_many(self, keys: Iterable[Text], *, timeout: float | None = None) -> int:
+        """Delete all of them; how many existed. Not atomic."""
+        calls = requests.delete_many(keys, self._limits)
+        self._run(calls, timeout)
+        return requests.existed(calls)
+
+    def write(self, batch: WriteBatch, *, timeout: float | None = None) -> None:
+        """Apply a batch in one request, atomic per shard. Raises BatchTooLarge: it is never cut."""
+        self._run(requests.write(batch, self._limits), timeout)
+
+    @contextmanager
+    def batch(self, *, timeout: float | None = None) -> Iterator[WriteBatch]:
+        """Collect puts and deletes and apply them at exit, atomic per shard; an exception inside applies nothing."""
+        from shardkv.write_batch import WriteBatch
+
+        self._check_open()
+        batch = WriteBatch()
+        yield batch
+        self.write(batch, timeout=timeout)
+
+    # Ranges
+
+    @overload
+    def scan(
+        self,
+        start: Text = ...,
+        stop: Text | None = ...,
+        *,
+        prefix: Text | None = ...,
+        limit: int | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[False] = ...,
+        timeout: float | None = ...,
+    ) -> Iterator[tuple[Out, Out]]: ...
+    @overload
+    def scan(
+        self,
+        start: Text = ...,
+        stop: Text | None = ...,
+        *,
+        prefix: Text | None = ...,
+        limit: int | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[True],
+        timeout: float | None = ...,
+    ) -> Iterator[Out]: ...
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[tuple[Out, Out]] | Iterator[Out]:
+        """(key, value) of every key in [start, stop), in key order, read page by page; only keys with `keys_only`.
+
+        `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page.
+        """
+        self._check_open()
+        plan = plan_scan(
+            start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only, limits=self._limits
+        )
+        return self._keys(plan, timeout) if keys_only else self._rows(plan, timeout)
+
+    def get_range(
+        self,
+        start: Text,
+        last: Text,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[tuple[Out, Out]]:
+        """(key, value) of every key from `start` to `last`, both included, in key order."""
+        self._check_open()
+        plan = plan_range(start, last, limit=limit, reverse=reverse, keys_only=False, limits=self._limits)
+        return self._rows(plan, timeout)
+
+    # The cluster
+
+    def ping(self, *, timeout: float | None = None) -> float:
+        """Milliseconds for a round trip to a router."""
+        began = time.perf_counter()
+        self._run([requests.ping()], timeout)
+        return (time.perf_counter() - began) * 1000
+
+    def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """What the router knows of the cluster."""
+        call = requests.status()
+        self._run([call], timeout)
+        return cast(dict[str, Any], call.result)
+
+    # Life
+
+    def close(self) -> None:
+        """Close all connections. Calls made from now on raise ClientClosed; closing again does nothing."""
+        self._closed = True
+        self._pool.close()
+
+    def __enter__(self) -> Client[Out]:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Client holds open connections and cannot be pickled. Create one in each process.")
+
+    # Driving calls
+
+    def _run(self, calls: Sequence[Call], timeout: float | None) -> None:
+        """Drive `calls` to their end, a window of them at a time. Raises the worst of their errors."""
+        self._check_open()
+        timeout_s = to_timeout_s(timeout, self._timeout_s)
+        deadline = time.monotonic() + timeout_s
+        waiting = list(calls)
+        window = requests.WINDOW
+        attempt = 0
+        while waiting:
+            now = waiting[:window]
+            self._exchange(now, timeout_s, deadline)
+            if any(call.state is State.FAILED for call in now):
+                break
+            waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
+            refused = any(call.error is not None for call in now)
+            if waiting and not _paused(attempt if refused else None, deadline):
+                for call in waiting:
+                    call.expire(timeout_s)
+                break
+            if refused:
+                window, attempt = 1, attempt + 1
+        raise_failure(calls)
+
+    def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
+        """Send the calls over one connection and settle them."""
+        try:
+            connection = self._pool.acquire(timeout_s, deadline)
+        except ShardKVError as error:
+            for call in calls:
+                call.give_up(error)
+            return
+        try:
+            outcomes = connection.exchange([(call.op, call.payload()) for call in calls], deadline)
+            for call, outcome in zip(calls, outcomes, strict=True):
+                settle(call, outcome)
+                if isinstance(call.error, Draining):
+                    connection.usable = False
+        finally:
+            self._pool.release(connection)
+
+    def _pages(self, plan: ScanPlan, timeout: float | None) -> Iterator[Page]:
+        while not plan.finished:
+            call = plan.call()
+            self._run([call], timeout)
+            page: Page = call.result
+            plan.take(page)
+            yield page
+
+    def _rows(self, plan: ScanPlan, timeout: float | None) -> Iterator[tuple[Out, Out]]:
+        decode = self._decode
+        for page in self._pages(plan, timeout):
+            for key, value in zip(page.keys, page.values or (), strict=False):
+                yield decode(key), decode(value)
+
+    def _keys(self, plan: ScanPlan, timeout: float | None) -> Iterator[Out]:
+        for page in self._pages(plan, timeout):
+            yield from map(self._decode, page.keys)
+
+    def _by_key(self, keys: Sequence[Key], calls: Sequence[ReadCall]) -> dict[Key, Out | None]:
+        decode = self._decode
+        values = requests.values_in_order(calls)
+        return {key: None if value is None else decode(value) for key, value in zip(keys, values, strict=True)}
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed_error()
+
+
+def _paused(attempt: int | None, deadline: float) -> bool:
+    """Wait before the next try, if there was a try; False when the deadline is before the end of the pause."""
+    pause = 0.0 if attempt is None else pause_s(attempt, random.random())
+    if time.monotonic() + pause >= deadline:
+        return False
+    if pause:
+        time.sleep(pause)
+    return True
