@@ -24,7 +24,6 @@ from shardkv.errors import (
     VersionMismatch,
 )
 from shardkv.transport.address import format_address, is_loopback
-from shardkv.transport.loop import Main, run_program
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +74,6 @@ def port_problem(error: OSError, host: str, port: int) -> ShardKVError:
             f"Port {port} on {host} is taken by another program.", hint="Choose another port with --port."
         )
     return ShardKVError(f"Cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}.")
-
-
-def run(main: Main) -> int:
-    """Run a program's main coroutine; its ShardKVError becomes a sentence and an exit code."""
-    return guarded(lambda: run_program(main))
 
 
 def guarded(start: Callable[[], int]) -> int:

@@ -20,7 +20,7 @@ from shardkv.metadata.register import register_node
 from shardkv.programs import EXIT_OK, advertised, port_problem
 from shardkv.topology.documents import CLUSTER_KEY, ClusterDocument, NodeDocument, decode_document
 from shardkv.topology.view import Topology
-from shardkv.transport.loop import run_until
+from shardkv.transport.loop import run_program, run_until
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
 from shardkv_node.committer import Committer
@@ -137,3 +137,12 @@ class NodeProcess:
             self._ownership.update(topology)
         except StorageError as error:
             self._end(error)
+
+
+def run_node(settings: NodeSettings) -> int:
+    """Run a node until SIGTERM and return its exit code. Raises ShardKVError."""
+
+    async def main(stop: asyncio.Event) -> int:
+        return await NodeProcess(settings).run(stop)
+
+    return run_program(main)

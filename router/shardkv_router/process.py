@@ -19,7 +19,7 @@ from shardkv.metadata.register import register_router
 from shardkv.programs import EXIT_OK, advertised, port_problem
 from shardkv.topology.documents import RouterDocument
 from shardkv.topology.view import Topology
-from shardkv.transport.loop import run_until
+from shardkv.transport.loop import run_program, run_until
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
 from shardkv_router.forwarding import Forwarder
@@ -123,3 +123,12 @@ class RouterProcess:
             "connections": len(self._server.connections),
         }
         return await cluster_status(self._topology, self._links, mine, meta_connected=self._meta.connected)
+
+
+def run_router(settings: RouterSettings) -> int:
+    """Run a router until SIGTERM and return its exit code. Raises ShardKVError."""
+
+    async def main(stop: asyncio.Event) -> int:
+        return await RouterProcess(settings).run(stop)
+
+    return run_program(main)
