@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from shardkv.errors import StorageError
+
 LOG_BYTES_MAX = 8 * 1024 * 1024
 LOG_FILES_KEPT = 3
 
@@ -26,27 +28,31 @@ def configure_logging(
     process_name: str,
     *,
     log_file: Path | None,
-    level: int = logging.INFO,
+    level: str = "info",
     bytes_max: int = LOG_BYTES_MAX,
     files_kept: int = LOG_FILES_KEPT,
 ) -> None:
     """Send all logging of this process to `log_file`, standard output and error too; without one, to standard error.
 
-    `files_kept`: older files beside the current one (`name.1` is the newest of them). Raises OSError.
+    `files_kept`: older files beside the current one (`name.1` is the newest of them). The last three arguments are
+    what `[logs]` in a configuration holds. Raises StorageError when the file cannot be opened.
     """
     handler: logging.Handler
     if log_file is None:
         handler = logging.StreamHandler()
     else:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingLog(log_file, bytes_max=bytes_max, files_kept=files_kept)
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            handler = RotatingLog(log_file, bytes_max=bytes_max, files_kept=files_kept)
+        except OSError as error:
+            raise StorageError(f"The log {log_file} cannot be written: {error.strerror}.") from error
     handler.setFormatter(_EventFormatter(process_name))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(level.upper())
 
 
-def event(name: str, **fields: object) -> str:
+def event(name: str, /, **fields: object) -> str:
     """A log message: the event's name and its facts as key=value, quoted where they hold spaces."""
     return " ".join([name, *(f"{key}={_quoted(value)}" for key, value in fields.items())])
 

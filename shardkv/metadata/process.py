@@ -1,15 +1,12 @@
 """The metadata process: one store, its lock, its service and the controller, until it is told to stop.
 
-Exit codes: 0 stopped as asked, 1 failed (worth another start), 2 wrong arguments or port taken, 4 must not be
-started again before a person has looked (the directory is in use, of a newer format, of another shape, damaged).
+It ends with one of the exit codes of `shardkv.programs`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +14,19 @@ from pathlib import Path
 import msgspec
 
 from shardkv.directory_lock import DirectoryLock
-from shardkv.errors import ConfigError, LaunchError, RequestError, ShardKVError, StorageError
 from shardkv.limits import Limits
 from shardkv.logs import event
 from shardkv.metadata.controller import check_shape, plan_cluster
 from shardkv.metadata.embedded import EmbeddedStore
 from shardkv.metadata.service import MetaService
+from shardkv.programs import EXIT_FAILED, EXIT_OK, port_problem, run
 from shardkv.topology.documents import CLUSTER_KEY, ClusterDocument, decode_document
 from shardkv.transport.address import format_address
-from shardkv.transport.loop import run_program
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 4
 NAME = "meta"
 LOCK_FILE = "LOCK"
 DRAIN_GRACE_S = 2.0
@@ -50,18 +45,7 @@ class MetaOptions:
 
 def run_meta(options: MetaOptions) -> int:
     """Run until SIGTERM; returns the exit code. What went wrong is one sentence on standard error."""
-    try:
-        return run_program(lambda stop: _serve(options, stop))
-    except ShardKVError as error:
-        print(f"shardkv meta: {error}", file=sys.stderr, flush=True)
-        return exit_code(error)
-
-
-def exit_code(error: ShardKVError) -> int:
-    """What a process that ends with `error` exits with."""
-    if isinstance(error, ConfigError | RequestError | LaunchError):
-        return EXIT_USAGE
-    return EXIT_REFUSED if isinstance(error, StorageError) and not error.retriable else EXIT_FAILED
+    return run(lambda stop: _serve(options, stop))
 
 
 async def _serve(options: MetaOptions, stop: asyncio.Event) -> int:
@@ -90,11 +74,7 @@ async def _serve_store(store: EmbeddedStore, options: MetaOptions, stop: asyncio
     try:
         port = await server.listen(options.bind, options.port)
     except OSError as error:
-        where = format_address(options.bind, options.port)
-        raise LaunchError(
-            f"Cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}.",
-            hint="Stop what uses that port, or choose another with --port.",
-        ) from error
+        raise port_problem(error, options.bind, options.port) from error
     address = format_address(options.bind, port)
     log.info(event("meta_serving", address=address, cluster=cluster.cluster_id, revision=store.revision))
     await stop.wait()

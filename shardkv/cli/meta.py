@@ -1,0 +1,75 @@
+"""`shardkv meta`: the metadata process by itself, for people who start processes with systemd."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def meta() -> None:
+    """The metadata process: the one place that knows who owns what."""
+
+
+@meta.command(
+    epilog="Example: shardkv meta run --data-dir /var/lib/shardkv/meta --bind 127.0.0.1 --port 7401 --nodes 3"
+)
+@click.option("--data-dir", required=True, metavar="DIR", help="Where the store is kept.")
+@click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", default=7401, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--nodes", type=int, help="Nodes that must have registered before shards are placed.  [default: 3]")
+@click.option("--partition", type=click.Choice(["hash", "range"]), help="How keys become shards.  [default: hash]")
+@click.option("--shards", type=int, help="Shards of the default keyspace.  [default: 16]")
+@click.option("--split-at", multiple=True, metavar="KEY", help="First key of a further shard (range); repeatable.")
+@click.option("--config", "config_file", metavar="FILE", help="TOML configuration; options win over it.")
+@click.option("--log-file", metavar="FILE", help="Log there, rotated, instead of to standard error.")
+@click.option("--insecure", is_flag=True, default=None, help="Allow an address other machines can reach.")
+def run(
+    data_dir: str,
+    bind: str | None,
+    port: int,
+    nodes: int | None,
+    partition: str | None,
+    shards: int | None,
+    split_at: tuple[str, ...],
+    config_file: str | None,
+    log_file: str | None,
+    insecure: bool | None,  # noqa: FBT001
+) -> None:
+    """Keep the metadata of a cluster and place its shards, until SIGTERM."""
+    import msgspec
+
+    from shardkv.config import load_config
+    from shardkv.logs import configure_logging
+    from shardkv.metadata.process import NAME, MetaOptions, run_meta
+    from shardkv.programs import check_bind, guarded
+    from shardkv.topology.documents import ClusterDocument
+
+    def start() -> int:
+        config = load_config(
+            config_file,
+            {
+                "cluster.bind": bind,
+                "cluster.nodes": nodes,
+                "cluster.partition": partition,
+                "cluster.shards": shards,
+                "cluster.split_at": list(split_at) or None,
+                "cluster.insecure": insecure,
+            },
+        )
+        cluster = config.cluster
+        check_bind(cluster.bind, insecure=cluster.insecure)
+        configure_logging(NAME, log_file=Path(log_file) if log_file else None, **msgspec.structs.asdict(config.logs))
+        asked = ClusterDocument(
+            cluster_id="",
+            nodes_wanted=cluster.nodes,
+            partition=cluster.partition,
+            shards=cluster.shards,
+            split_at=[key.encode() for key in sorted(set(cluster.split_at) - {""})],
+        )
+        options = MetaOptions(data_dir=Path(data_dir), bind=cluster.bind, port=port, asked=asked, limits=config.limits)
+        return run_meta(options)
+
+    sys.exit(guarded(start))
