@@ -98,11 +98,11 @@ def _first_key(run: Columns) -> bytes:
 class _Feed:
     """One source of a merge: the rows [low, high) of `buffer` are not merged yet."""
 
-    __slots__ = ("buffer", "chunks", "high", "low", "rows_min")
+    __slots__ = ("buffer", "chunks", "gather_bytes", "high", "low")
 
-    def __init__(self, chunks: Iterator[Columns], rows_min: int) -> None:
+    def __init__(self, chunks: Iterator[Columns], gather_bytes: int) -> None:
         self.chunks = chunks
-        self.rows_min = rows_min
+        self.gather_bytes = gather_bytes
         self.buffer = EMPTY
         self.low = self.high = 0
 
@@ -111,17 +111,18 @@ class _Feed:
         if self.low < self.high:
             return True
         parts: list[Columns] = []
-        rows = 0
+        missing_bytes = self.gather_bytes
         for chunk in self.chunks:
             if chunk.keys:
                 parts.append(chunk)
-                rows += len(chunk.keys)
-                if rows >= self.rows_min:
+                if missing_bytes > 0:
+                    missing_bytes -= sum(map(len, chunk.keys)) + sum(map(len, chunk.values))
+                if missing_bytes <= 0:
                     break
         if not parts:
             return False
         self.buffer = concat(parts[::-1] if reverse else parts)
-        self.low, self.high = 0, rows
+        self.low, self.high = 0, len(self.buffer.keys)
         return True
 
     def take_upto(self, edge: bytes) -> Columns:
@@ -144,15 +145,15 @@ class _Feed:
 
 
 def merge_rounds(
-    sources: Sequence[Source], start: bytes, stop: bytes | None, *, reverse: bool, rows_min: int = 1
+    sources: Sequence[Source], start: bytes, stop: bytes | None, *, reverse: bool, gather_bytes: int = 0
 ) -> Iterator[list[Columns]]:
     """Rows of [start, stop) in rounds: every round holds all rows of one stretch of keys, oldest source first.
 
     The parts of a round are not empty, each ascends, and no key of a round is in another one. Stretches ascend, or
-    descend when `reverse`. `rows_min`: gather at least so many rows of a source for a round (larger rounds, less
-    work per row, more memory).
+    descend when `reverse`. `gather_bytes`: gather chunks of a source up to so many bytes of keys and values before a
+    round (larger rounds: less work per row, more memory); 0: a chunk at a time.
     """
-    feeds = [_Feed(iter(source.chunks(start, stop, reverse=reverse)), rows_min) for source in sources]
+    feeds = [_Feed(iter(source.chunks(start, stop, reverse=reverse)), gather_bytes) for source in sources]
     while feeds := [feed for feed in feeds if feed.refill(reverse=reverse)]:
         if reverse:
             edge = max(feed.buffer.keys[feed.low] for feed in feeds)

@@ -1,0 +1,121 @@
+"""A flush: the writes of log segments become tables, one row per key, the newest; deletes are kept.
+
+Reading the log, not the memtable, is what lets a worker process do it. Rows are gathered per tablet in arrival order;
+rows that were overwritten are dropped whenever they may be half of what is held, so the memory is that of the live
+rows, at most twice. Invariant: arrival order is version order, so the last row of a key is its newest.
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import repeat
+from operator import itemgetter
+
+from shardkv_node.engine.columns import Columns, collapse, expand_u64, make_version, pack_u64
+from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.job import FlushJob, JobResult
+from shardkv_node.engine.log_reader import read_entries
+from shardkv_node.engine.merge import newest_rows
+from shardkv_node.engine.table_output import TableOutput
+from shardkv_node.engine.vfs import Vfs
+
+_SETTLE_ROWS = 64 * 1024
+_WRITE_ROWS = 2048
+
+
+def run_flush(vfs: Vfs, job: FlushJob) -> JobResult:
+    """Do the job. Raises `Corruption` when a segment is damaged, `StorageError`; then no output is left."""
+    output = TableOutput(
+        vfs,
+        job.output_directory,
+        job_id=job.job_id,
+        file_number=job.file_number,
+        options=job.options,
+    )
+    try:
+        gathered = _gather(vfs, job)
+        for tablet in sorted(gathered):
+            gathered.pop(tablet).write_to(output, tablet)
+        return output.finish()
+    except BaseException:
+        output.abandon()
+        raise
+
+
+def _gather(vfs: Vfs, job: FlushJob) -> dict[int, _TabletRows]:
+    gathered: dict[int, _TabletRows] = {}
+    superseded = frozenset(job.superseded_terms)
+    for segment in job.segments:
+        for entry in read_entries(vfs, segment.path, end=segment.end):
+            if not isinstance(entry, WriteEntry) or entry.term in superseded:
+                continue
+            wanted = job.tablets.get(entry.tablet)
+            if wanted is None or not wanted[0] < entry.seqno <= wanted[1]:
+                continue
+            rows = gathered.get(entry.tablet)
+            if rows is None:
+                rows = gathered[entry.tablet] = _TabletRows()
+            rows.add(entry)
+    return gathered
+
+
+class _TabletRows:
+    """The rows of one tablet in arrival order; a key may stand in it more than once."""
+
+    __slots__ = ("_expiries", "_keys", "_kinds", "_settle_at", "_values", "_versions")
+
+    def __init__(self) -> None:
+        self._keys: list[bytes] = []
+        self._kinds = bytearray()
+        self._versions = array("Q")
+        self._expiries = array("Q")
+        self._values: list[bytes] = []
+        self._settle_at = _SETTLE_ROWS
+
+    def add(self, entry: WriteEntry) -> None:
+        n = len(entry.keys)
+        version = make_version(entry.term, entry.seqno)
+        self._keys += entry.keys
+        self._values += entry.values
+        self._kinds += bytes((entry.kinds,)) * n if isinstance(entry.kinds, int) else entry.kinds
+        self._versions.extend(repeat(version, n))
+        self._expiries.extend(
+            repeat(entry.expiries, n) if isinstance(entry.expiries, int) else expand_u64(entry.expiries, n)
+        )
+        if len(self._keys) >= self._settle_at:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Drop overwritten rows. Next time when there are twice as many rows: the cost per row stays constant."""
+        newest = dict(zip(self._keys, range(len(self._keys)), strict=True))
+        if len(newest) < len(self._keys):
+            # In arrival order, so that a later row still stands behind an earlier one.
+            rows = sorted(newest.values())
+            del newest
+            self._keys = list(map(self._keys.__getitem__, rows))
+            self._kinds = bytearray(map(self._kinds.__getitem__, rows))
+            self._versions = array("Q", map(self._versions.__getitem__, rows))
+            self._expiries = array("Q", map(self._expiries.__getitem__, rows))
+            self._values = list(map(self._values.__getitem__, rows))
+        self._settle_at = max(_SETTLE_ROWS, 2 * len(self._keys))
+
+    def write_to(self, output: TableOutput, tablet: int) -> None:
+        keys, rows = newest_rows(self._keys)
+        self._keys = []
+        for low in range(0, len(keys), _WRITE_ROWS):
+            picked = rows[low : low + _WRITE_ROWS]
+            if len(picked) == 1:
+                picked = picked * 2  # itemgetter of one index gives no tuple; the slices below drop the second
+            pick = itemgetter(*picked)
+            n = min(_WRITE_ROWS, len(keys) - low)
+            output.add(
+                tablet,
+                Columns(
+                    keys[low : low + n],
+                    collapse(bytes(pick(self._kinds)[:n]), 1),
+                    collapse(pack_u64(pick(self._versions)[:n]), 8),
+                    collapse(pack_u64(pick(self._expiries)[:n]), 8),
+                    list(pick(self._values)[:n]),
+                ),
+            )
+        output.end_tablet()
