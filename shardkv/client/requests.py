@@ -10,10 +10,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, TypeVar
 
-from shardkv.client.arguments import Text, to_bytes, to_column
+from shardkv.client.arguments import Decode, Out, Text, to_bytes, to_column
 from shardkv.client.calls import EXISTED, Call, ReadCall, WriteCall
 from shardkv.errors import BatchTooLarge, InvalidArgument
 from shardkv.limits import MIB, Limits
@@ -64,7 +64,7 @@ def listed(keys: Iterable[Key]) -> list[Key]:
 
 
 def get_many(keys: Sequence[str] | Sequence[bytes], limits: Limits) -> list[ReadCall]:
-    """Read many keys; `values_in_order` of the calls are in the order of the keys."""
+    """Read many keys; `by_key` puts the answers together."""
     column = to_column(keys, "key")
     _check_columns(column, [], limits)
     return [ReadCall(column[part]) for part in _parts(column, [], limits)]
@@ -136,10 +136,10 @@ def existed(calls: Sequence[WriteCall]) -> int:
     return sum(call.results.count(EXISTED) for call in calls)
 
 
-def values_in_order(calls: Sequence[ReadCall]) -> Iterator[bytes | None]:
-    """The values of `get_many`'s calls, in the order of its keys."""
-    for call in calls:
-        yield from call.values
+def by_key(keys: Sequence[Key], calls: Sequence[ReadCall], decode: Decode[Out]) -> dict[Key, Out | None]:
+    """What `get_many` returns: the values of its calls, by key as given, in order of asking."""
+    values = chain.from_iterable(call.values for call in calls)
+    return {key: None if value is None else decode(value) for key, value in zip(keys, values, strict=True)}
 
 
 def _check_columns(keys: list[bytes], values: list[bytes], limits: Limits) -> None:

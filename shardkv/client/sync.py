@@ -28,7 +28,7 @@ from shardkv.client.arguments import (
     to_timeout_s,
 )
 from shardkv.client.backoff import pause_s
-from shardkv.client.calls import Call, ReadCall, State, raise_failure, settle
+from shardkv.client.calls import Call, State, raise_failure, settle
 from shardkv.client.pool import Pool, closed_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
 from shardkv.errors import Draining, InvalidArgument, ShardKVError
@@ -134,7 +134,7 @@ class Client(Generic[Out]):
         asked = requests.listed(keys)
         calls = requests.get_many(asked, self._limits)
         self._run(calls, timeout)
-        return self._by_key(asked, calls)
+        return requests.by_key(asked, calls, self._decode)
 
     def delete_many(self, keys: Iterable[Text], *, timeout: float | None = None) -> int:
         """Delete all of them; how many existed. Not atomic."""
@@ -307,11 +307,6 @@ class Client(Generic[Out]):
     def _keys(self, plan: ScanPlan, timeout: float | None) -> Iterator[Out]:
         for page in self._pages(plan, timeout):
             yield from map(self._decode, page.keys)
-
-    def _by_key(self, keys: Sequence[Key], calls: Sequence[ReadCall]) -> dict[Key, Out | None]:
-        decode = self._decode
-        values = requests.values_in_order(calls)
-        return {key: None if value is None else decode(value) for key, value in zip(keys, values, strict=True)}
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,0 +1,420 @@
+"""The asyncio client: the names of `Client`, awaitable; scans are async iterators.
+
+All calls of a client share one connection: what is called in one turn of the loop leaves in one frame, and replies
+come in any order. Belongs to the event loop that first used it.
+
+Invariants: as for `Client`. Cancelling a call forgets that call and disturbs no other: a late reply finds nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+
+from shardkv.client import requests
+from shardkv.client.arguments import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    Decode,
+    Out,
+    Text,
+    as_given,
+    as_text,
+    to_addresses,
+    to_keyspace,
+    to_timeout_s,
+)
+from shardkv.client.backoff import pause_s
+from shardkv.client.calls import Call, Lost, Outcome, State, raise_failure, settle
+from shardkv.client.connection import CTX, told_deadline_ms
+from shardkv.client.pool import closed_error, no_router_error
+from shardkv.client.scan import ScanPlan, plan_range, plan_scan
+from shardkv.errors import InvalidArgument, ShardKVError, UnavailableError
+from shardkv.limits import DEFAULT_LIMITS, Limits
+from shardkv.transport.address import format_address
+from shardkv.transport.peer import Peer
+from shardkv.wire.hello import Identity
+from shardkv.wire.messages import Context, Op, Page, RawReply, raw
+
+if TYPE_CHECKING:
+    from shardkv.write_batch import WriteBatch
+
+Key = TypeVar("Key", str, bytes)
+
+log = logging.getLogger(__name__)
+
+
+class AsyncClient(Generic[Out]):
+    """A client of one keyspace for asyncio programs; the arguments are those of `Client`."""
+
+    @overload
+    def __init__(
+        self: AsyncClient[bytes],
+        addresses: str | Iterable[str] = ...,
+        *,
+        keyspace: str = ...,
+        timeout: float = ...,
+        decode_responses: Literal[False] = ...,
+        limits: Limits = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: AsyncClient[str],
+        addresses: str | Iterable[str] = ...,
+        *,
+        keyspace: str = ...,
+        timeout: float = ...,
+        decode_responses: Literal[True],
+        limits: Limits = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        addresses: str | Iterable[str] = DEFAULT_ADDRESS,
+        *,
+        keyspace: str = "default",
+        timeout: float = DEFAULT_TIMEOUT_S,
+        decode_responses: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.keyspace = to_keyspace(keyspace)
+        self._addresses = [format_address(*address) for address in to_addresses(addresses)]
+        self._timeout_s = to_timeout_s(timeout, DEFAULT_TIMEOUT_S)
+        self._limits = limits
+        self._decode: Decode[Out] = cast(Decode[Out], as_text if decode_responses else as_given)
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._peer: Peer | None = None
+
+    # One key
+
+    async def put(self, key: Text, value: Text, *, timeout: float | None = None) -> None:
+        """Store `value` under `key`; when this returns, the write is acknowledged."""
+        await self._run([requests.put(key, value, self._limits)], timeout)
+
+    async def get(self, key: Text, *, timeout: float | None = None) -> Out | None:
+        """The value of `key`, None when there is none."""
+        call = requests.get(key, self._limits)
+        await self._run([call], timeout)
+        value = call.values[0]
+        return None if value is None else self._decode(value)
+
+    async def delete(self, key: Text, *, timeout: float | None = None) -> bool:
+        """Delete `key`. True when it existed."""
+        calls = [requests.delete(key, self._limits)]
+        await self._run(calls, timeout)
+        return requests.existed(calls) == 1
+
+    # Many keys
+
+    async def put_many(self, mapping: Mapping[Key, Text], *, timeout: float | None = None) -> None:
+        """Store all pairs, in several requests when there are many. Not atomic: an error's `detail` says how many
+        were `applied`, `refused` and `unknown`, and for which `shards`."""
+        await self._run(requests.put_many(mapping, self._limits), timeout)
+
+    async def batch_put(self, keys: Sequence[Text], values: Sequence[Text], *, timeout: float | None = None) -> None:
+        """`put_many` of two lists of the same length; the last value wins when a key comes twice."""
+        await self._run(requests.batch_put(keys, values, self._limits), timeout)
+
+    async def get_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> dict[Key, Out | None]:
+        """The values of `keys`, by key as given, in order of asking; None where there is none."""
+        asked = requests.listed(keys)
+        calls = requests.get_many(asked, self._limits)
+        await self._run(calls, timeout)
+        return requests.by_key(asked, calls, self._decode)
+
+    async def delete_many(self, keys: Iterable[Text], *, timeout: float | None = None) -> int:
+        """Delete all of them; how many existed. Not atomic."""
+        calls = requests.delete_many(keys, self._limits)
+        await self._run(calls, timeout)
+        return requests.existed(calls)
+
+    async def write(self, batch: WriteBatch, *, timeout: float | None = None) -> None:
+        """Apply a batch in one request, atomic per shard. Raises BatchTooLarge: it is never cut."""
+        await self._run(requests.write(batch, self._limits), timeout)
+
+    @asynccontextmanager
+    async def batch(self, *, timeout: float | None = None) -> AsyncIterator[WriteBatch]:
+        """Collect puts and deletes and apply them at exit, atomic per shard; an exception inside applies nothing."""
+        from shardkv.write_batch import WriteBatch
+
+        self._check_open()
+        batch = WriteBatch()
+        yield batch
+        await self.write(batch, timeout=timeout)
+
+    # Ranges
+
+    @overload
+    def scan(
+        self,
+        start: Text = ...,
+        stop: Text | None = ...,
+        *,
+        prefix: Text | None = ...,
+        limit: int | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[False] = ...,
+        timeout: float | None = ...,
+    ) -> AsyncIterator[tuple[Out, Out]]: ...
+    @overload
+    def scan(
+        self,
+        start: Text = ...,
+        stop: Text | None = ...,
+        *,
+        prefix: Text | None = ...,
+        limit: int | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[True],
+        timeout: float | None = ...,
+    ) -> AsyncIterator[Out]: ...
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[tuple[Out, Out]] | AsyncIterator[Out]:
+        """(key, value) of every key in [start, stop), in key order, read page by page; only keys with `keys_only`.
+
+        `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. The next page is
+        fetched while one is used.
+        """
+        self._check_open()
+        plan = plan_scan(
+            start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only, limits=self._limits
+        )
+        return self._keys(plan, timeout) if keys_only else self._rows(plan, timeout)
+
+    def get_range(
+        self,
+        start: Text,
+        last: Text,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[tuple[Out, Out]]:
+        """(key, value) of every key from `start` to `last`, both included, in key order."""
+        self._check_open()
+        plan = plan_range(start, last, limit=limit, reverse=reverse, keys_only=False, limits=self._limits)
+        return self._rows(plan, timeout)
+
+    # The cluster
+
+    async def ping(self, *, timeout: float | None = None) -> float:
+        """Milliseconds for a round trip to a router."""
+        began = time.perf_counter()
+        await self._run([requests.ping()], timeout)
+        return (time.perf_counter() - began) * 1000
+
+    async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """What the router knows of the cluster."""
+        call = requests.status()
+        await self._run([call], timeout)
+        return cast(dict[str, Any], call.result)
+
+    # Life
+
+    async def close(self) -> None:
+        """Close the connection. Calls made from now on raise ClientClosed; closing again does nothing."""
+        self._closed = True
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            await peer.close()
+
+    async def __aenter__(self) -> AsyncClient[Out]:
+        self._check_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("An AsyncClient holds an open connection and cannot be pickled. Create one in each process.")
+
+    # Driving calls
+
+    async def _run(self, calls: Sequence[Call], timeout: float | None) -> None:
+        """Drive `calls` to their end, a window of them at a time. Raises the worst of their errors."""
+        self._check_open()
+        timeout_s = to_timeout_s(timeout, self._timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        waiting = list(calls)
+        window = requests.WINDOW
+        attempt = 0
+        while waiting:
+            now = waiting[:window]
+            await self._exchange(now, timeout_s, deadline)
+            if any(call.state is State.FAILED for call in now):
+                break
+            waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
+            refused = any(call.error is not None for call in now)
+            if waiting and not await _paused(attempt if refused else None, deadline):
+                for call in waiting:
+                    call.expire(timeout_s)
+                break
+            if refused:
+                window, attempt = 1, attempt + 1
+        raise_failure(calls)
+
+    async def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
+        """Send the calls and settle them."""
+        try:
+            peer = self._connected_peer() or await self._connect(timeout_s, deadline)
+        except ShardKVError as error:
+            for call in calls:
+                call.give_up(error)
+            return
+        sent = [_Sent(peer, call, deadline) for call in calls]
+        try:
+            for one in sent:
+                settle(one.call, await one.answer)
+        finally:
+            for one in sent:
+                one.forget()
+
+    def _connected_peer(self) -> Peer | None:
+        return self._peer if self._peer is not None and self._peer.connected and self._loop is _running() else None
+
+    async def _connect(self, timeout_s: float, deadline: float) -> Peer:
+        """The connection, when there is one before the deadline. Raises RouterUnavailable or a router's refusal."""
+        peer = self._started_peer()
+        try:
+            await peer.wait_connected(deadline - _running().time())
+        except UnavailableError as error:
+            self._check_open()
+            where = ", ".join(self._addresses)
+            raise no_router_error({where: error.message.rstrip(".")}, timeout_s) from None
+        return peer
+
+    def _started_peer(self) -> Peer:
+        if self._loop is not None and self._loop is not _running():
+            raise InvalidArgument(
+                "This AsyncClient belongs to another event loop.", hint="Create one in each loop and each process."
+            )
+        if self._peer is None:
+            self._loop = _running()
+            self._peer = Peer(self._addresses, me=_identity, limits=self._limits, on_up=self._register_keyspace)
+            self._peer.start()
+        return self._peer
+
+    def _register_keyspace(self) -> None:
+        """First thing on every new connection; requests sent after it find it registered."""
+        if self._peer is not None:
+            context = raw(Context(CTX, self.keyspace, None, None))
+            self._peer.send(Op.CONTEXT, context, on_reply=_note_refusal)
+
+    async def _pages(self, plan: ScanPlan, timeout: float | None) -> AsyncGenerator[Page, None]:
+        ahead: asyncio.Task[Page] | None = None
+        try:
+            while not plan.finished:
+                page = await (ahead or self._page(plan, timeout))
+                plan.take(page)
+                ahead = None if plan.finished else _running().create_task(self._page(plan, timeout))
+                yield page
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _page(self, plan: ScanPlan, timeout: float | None) -> Page:
+        call = plan.call()
+        await self._run([call], timeout)
+        return cast(Page, call.result)
+
+    async def _rows(self, plan: ScanPlan, timeout: float | None) -> AsyncIterator[tuple[Out, Out]]:
+        decode = self._decode
+        pages = self._pages(plan, timeout)
+        try:
+            async for page in pages:
+                for key, value in zip(page.keys, page.values or (), strict=False):
+                    yield decode(key), decode(value)
+        finally:
+            await pages.aclose()
+
+    async def _keys(self, plan: ScanPlan, timeout: float | None) -> AsyncIterator[Out]:
+        pages = self._pages(plan, timeout)
+        try:
+            async for page in pages:
+                for key in page.keys:
+                    yield self._decode(key)
+        finally:
+            await pages.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed_error()
+
+
+class _Sent:
+    """A call on its way: `answer` always ends, at the deadline at the latest."""
+
+    __slots__ = ("_id", "_peer", "_timer", "answer", "call")
+
+    def __init__(self, peer: Peer, call: Call, deadline: float) -> None:
+        loop = _running()
+        self.call = call
+        self.answer: asyncio.Future[Outcome] = loop.create_future()
+        self._peer = peer
+        self._id: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        now = loop.time()
+        told = now + told_deadline_ms(deadline - now) / 1000
+        try:
+            self._id = peer.send(call.op, call.payload(), on_reply=self._deliver, ctx=CTX, deadline=told)
+            self._timer = loop.call_at(deadline, self._time_out)
+        except UnavailableError as error:
+            self.answer.set_result(Lost(error.message, sent=False))
+
+    def forget(self) -> None:
+        """No more interested in the answer, or it came."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._id is not None and not (self.answer.done() and not self.answer.cancelled()):
+            self._peer.forget(self._id)
+
+    def _deliver(self, reply: RawReply | ShardKVError) -> None:
+        if not self.answer.done():
+            self.answer.set_result(reply if isinstance(reply, RawReply) else Lost(reply.message, sent=True))
+
+    def _time_out(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result(Lost(f"{self._peer.label} did not answer in time.", sent=True, timed_out=True))
+            if self._id is not None:
+                self._peer.forget(self._id)
+
+
+async def _paused(attempt: int | None, deadline: float) -> bool:
+    """Wait before the next try, if there was a try; False when the deadline is before the end of the pause."""
+    pause = 0.0 if attempt is None else pause_s(attempt, random.random())
+    if _running().time() + pause >= deadline:
+        return False
+    if pause:
+        await asyncio.sleep(pause)
+    return True
+
+
+def _identity() -> Identity:
+    return Identity("client", "python")
+
+
+def _note_refusal(reply: RawReply | ShardKVError) -> None:
+    """A keyspace that could not be registered shows in the answers to the requests that name it."""
+    if isinstance(reply, ShardKVError):
+        log.debug("keyspace_not_registered reason=%r", reply.message)
+
+
+_running = asyncio.get_running_loop
