@@ -1,0 +1,81 @@
+"""`Health`: whether the store may take writes, and why not.
+
+Invariant: once poisoned, always poisoned. After a failed write or sync nobody knows what the disk holds; only
+recovery, which reads it, may decide that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardkv.errors import DiskFull, StorageError, StorePoisoned
+from shardkv_node.engine.vfs import Vfs
+
+_DISK_CHECK_INTERVAL_S = 1.0
+
+
+class Health:
+    """`monotonic`: seconds that never go back."""
+
+    __slots__ = (
+        "_check_at",
+        "_directory",
+        "_free_bytes",
+        "_monotonic",
+        "_reserve_bytes",
+        "_vfs",
+        "background",
+        "cause",
+    )
+
+    def __init__(self, vfs: Vfs, directory: str, *, reserve_bytes: int, monotonic: Callable[[], float]) -> None:
+        self._vfs = vfs
+        self._directory = directory
+        self._reserve_bytes = reserve_bytes
+        self._monotonic = monotonic
+        self._check_at = monotonic()
+        self._free_bytes = reserve_bytes
+        self.cause: Exception | None = None
+        """What poisoned the store."""
+        self.background: StorageError | None = None
+        """Why the last flush or compaction failed; None once one succeeded."""
+
+    @property
+    def poisoned(self) -> bool:
+        return self.cause is not None
+
+    def poison(self, cause: Exception) -> StorePoisoned:
+        """Take no more writes, for good. Returns the error for the writes at hand; the first cause is kept."""
+        if self.cause is None:
+            self.cause = cause
+        return self._poison_error()
+
+    def refusal(self, *, stalled: bool) -> StorageError | None:
+        """Why a write cannot be taken now, or None."""
+        if self.cause is not None:
+            return self._poison_error()
+        if self._free() < self._reserve_bytes:
+            return DiskFull(
+                f"The disk of {self._directory} has {self._free_bytes} bytes free, less than the reserve of "
+                f"{self._reserve_bytes}; writes are refused, reads go on.",
+                detail={"free_bytes": self._free_bytes, "reserve_bytes": self._reserve_bytes},
+                hint="Free space on this disk, or lower disk_reserve_bytes; writes resume by themselves.",
+            )
+        if stalled and self.background is not None:
+            kind = DiskFull if isinstance(self.background, DiskFull) else StorageError
+            return kind(f"Writes wait for a flush or compaction that fails: {self.background}")
+        return None
+
+    def _free(self) -> int:
+        now = self._monotonic()
+        if self._reserve_bytes and now >= self._check_at:
+            self._check_at = now + _DISK_CHECK_INTERVAL_S
+            self._free_bytes = self._vfs.free_bytes(self._directory)
+        return self._free_bytes
+
+    def _poison_error(self) -> StorePoisoned:
+        return StorePoisoned(
+            f"The store at {self._directory} takes no more writes, because one to its disk failed: {self.cause} "
+            "Writes not acknowledged before may or may not have been kept.",
+            hint="Close it and open it again: recovery keeps every acknowledged write.",
+        )

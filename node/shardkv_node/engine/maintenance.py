@@ -1,0 +1,412 @@
+"""`Maintenance`: turns frozen memtables into tables and keeps the levels in shape, one job of each kind at a time.
+
+It owns the manifest while the store is open, and the tables of all tablets. Heavy work is done by the job runner;
+here a finished job is installed: outputs opened, manifest appended and synced, tablets switched, inputs deleted.
+
+Invariants:
+  - generations are flushed in the order they were frozen, so a tablet's `flushed_seqno` has no hole below it;
+  - nothing is deleted before the manifest edit that makes it unneeded is durable, and nothing after a poisoning;
+  - a job that fails changes nothing. It is tried again after a pause; a flush whose log segment turned out damaged is
+    made from the memtable instead, which holds the same rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from shardkv.errors import Corruption, ShardKVError, StorageError
+from shardkv_node.engine import filenames
+from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
+from shardkv_node.engine.block_cache import BlockCache
+from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all
+from shardkv_node.engine.health import Health
+from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan, TableOptions
+from shardkv_node.engine.job_runner import JobRunner, Outcome
+from shardkv_node.engine.manifest import (
+    DroppedEdit,
+    Edit,
+    FlushedEdit,
+    ManifestState,
+    ManifestWriter,
+    NumbersEdit,
+    SegmentEdit,
+    TablesEdit,
+)
+from shardkv_node.engine.memtable import Memtable
+from shardkv_node.engine.open_files import OpenFiles
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.recovery import sweep
+from shardkv_node.engine.table_meta import TableMeta
+from shardkv_node.engine.table_output import TableOutput
+from shardkv_node.engine.table_reader import Table
+from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.vfs import Vfs
+
+_CODECS = {"none": CODEC_NONE, "lz4": CODEC_LZ4, "zstd": CODEC_ZSTD}
+_RETRY_PAUSE_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """What was frozen together: the memtables of all tablets, and the log segments that hold the same writes."""
+
+    segments: list[tuple[int, int]]
+    """(number, end), in log order."""
+    next_segment: int
+    """The first one of the next generation."""
+    memtables: dict[int, Memtable]
+    """Per tablet that had writes."""
+    upto: dict[int, int]
+    """Per such tablet, its last seqno in this generation."""
+    resident_bytes: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the store was opened."""
+
+    flushes: int = 0
+    flushes_from_memory: int = 0
+    compactions: int = 0
+    job_failures: int = 0
+    bytes_flushed: int = 0
+    bytes_compacted: int = 0
+
+
+class Maintenance:
+    """`clock` gives hybrid clock readings, `monotonic` seconds, `random_bytes(n)` bytes for job ids."""
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        directory: str,
+        options: Options,
+        *,
+        state: ManifestState,
+        manifest: ManifestWriter,
+        tablets: dict[int, Tablet],
+        health: Health,
+        runner: JobRunner,
+        clock: Callable[[], int],
+        monotonic: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._vfs = vfs
+        self._directory = directory
+        self._options = options
+        self._state = state
+        self._manifest = manifest
+        self._tablets = tablets
+        self._health = health
+        self._runner = runner
+        self._clock = clock
+        self._monotonic = monotonic
+        self._random_bytes = random_bytes
+        self._picker = PickerOptions(
+            l0_trigger=options.l0_compaction_trigger,
+            level1_bytes_max=options.level1_bytes_max,
+            level_multiplier=options.level_multiplier,
+        )
+        self._cursors: dict[int, dict[int, bytes]] = {}
+        self._files = OpenFiles(vfs, options.open_files_max)
+        self._tables: dict[str, Table] = {}
+        self._flush_running = False
+        self._compaction_running = False
+        self._compact_all: set[int] = set()
+        self._retry_at = 0.0
+        self._closed = False
+        self.cache = BlockCache(options.block_cache_bytes)
+        self.frozen: deque[Generation] = deque()
+        """Oldest first."""
+        self.counters = Counters()
+        self.on_progress: Callable[[], None] | None = None
+        """Called after each job that ended, well or not."""
+
+    # --- opening and closing ---
+
+    def open_tables(self) -> None:
+        """Open every table the manifest names and give each tablet its levels. Raises `Corruption`."""
+        for number, tablet in self._state.tablets.items():
+            for level in tablet.levels:
+                for meta in level:
+                    self._tables[meta.file_name] = self._open_table(meta)
+            self._set_levels(number)
+
+    def sweep(self) -> list[str]:
+        """Delete files nothing refers to; returns their names. Only at open, before any job."""
+        return sweep(self._vfs, self._directory, self._state, self._manifest.number)
+
+    def close(self) -> None:
+        """End the workers; unfinished jobs leave files that the next open sweeps."""
+        self._closed = True
+        self._runner.close()
+
+    def close_files(self) -> None:
+        self._closed = True
+        self._files.close_all()
+        self._manifest.close()
+
+    # --- the work ---
+
+    @property
+    def idle(self) -> bool:
+        """Nothing frozen, nothing running, nothing asked for."""
+        busy = self.frozen or self._flush_running or self._compaction_running or self._compact_all
+        return not busy
+
+    @property
+    def most_level0_tables(self) -> int:
+        return max((len(tablet.level0) for tablet in self._tablets.values()), default=0)
+
+    def add_frozen(self, generation: Generation) -> None:
+        self.frozen.append(generation)
+        self.schedule()
+
+    def request_full_compaction(self) -> None:
+        """Merge every tablet into one level, as soon as possible."""
+        self._compact_all.update(self._tablets)
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Start what is due, or do nothing. Cheap; call it any time."""
+        if self._closed or self._health.poisoned:
+            return
+        if self._health.background is not None and self._monotonic() < self._retry_at:
+            return
+        if self.frozen and not self._flush_running:
+            self._start_flush(self.frozen[0])
+        if not self._compaction_running and not self._health.poisoned:
+            found = self._pick()
+            if found is not None:
+                self._start_compaction(*found)
+
+    def commit(self, edits: Sequence[Edit]) -> None:
+        """Make the edits durable, then apply them to the state. A failure poisons the store and is raised."""
+        if self._health.poisoned:
+            raise self._health.refusal(stalled=False) or StorageError("The store is poisoned.")
+        try:
+            self._state.check(edits)
+        except ValueError as error:
+            raise StorageError(f"A change of tables does not fit the store at {self._directory}: {error}.") from error
+        try:
+            self._manifest.append(edits, self._clock())
+            self._state.apply(edits)
+            if self._manifest.bytes > self._options.manifest_bytes_max:
+                self._roll_manifest()
+        except StorageError as error:
+            raise self._health.poison(error) from error
+
+    def forget_tablet(self, number: int, edit: DroppedEdit) -> None:
+        """Commit the drop, then delete the tablet's tables."""
+        names = [meta.file_name for level in self._state.tablets[number].levels for meta in level]
+        self.commit([edit])
+        del self._tablets[number]
+        self._compact_all.discard(number)
+        self._delete_tables(names)
+
+    def _roll_manifest(self) -> None:
+        old = self._manifest
+        number = old.number + 1
+        self._manifest = ManifestWriter.start(self._vfs, self._directory, number, self._state, self._clock())
+        old.close()
+        self._vfs.remove(filenames.manifest_path(self._directory, old.number))
+
+    # --- flush ---
+
+    def _start_flush(self, generation: Generation) -> None:
+        self._flush_running = True
+        live = {n: upto for n, upto in generation.upto.items() if n in self._tablets}
+        job = FlushJob(
+            job_id=self._random_bytes(4).hex(),
+            output_directory=filenames.table_directory(self._directory),
+            file_number=self._state.next_file,
+            segments=[SegmentSpan(filenames.segment_path(self._directory, n), end) for n, end in generation.segments],
+            tablets={n: (self._state.tablets[n].flushed_seqno, upto) for n, upto in live.items()},
+            options=self._table_options(self._options.upper_compression),
+        )
+        self._runner.submit(job, lambda outcome: self._flush_ended(generation, job, outcome))
+
+    def _flush_ended(self, generation: Generation, job: FlushJob, outcome: Outcome) -> None:
+        self._flush_running = False
+        if self._closed or self._health.poisoned:
+            return
+        try:
+            try:
+                self._install_flush(generation, outcome)
+            except Corruption:
+                self.counters.flushes_from_memory += 1
+                self._install_flush(generation, self._flush_from_memory(generation, job))
+        except ShardKVError as error:
+            self._note_failure(error)
+        self._progress()
+
+    def _install_flush(self, generation: Generation, outcome: Outcome) -> None:
+        tables = self._open_outputs(outcome)
+        edits: list[Edit] = []
+        for number, upto in generation.upto.items():
+            if number in self._tablets:
+                metas = [table.meta for table in tables.get(number, [])]
+                edits.append(TablesEdit(number, [(0, meta) for meta in metas], []))
+                edits.append(FlushedEdit(number, upto))
+        edits += [SegmentEdit(generation.next_segment), self._numbers_after(tables)]
+        self.commit(edits)
+        self._adopt(tables)
+        for number, memtable in generation.memtables.items():
+            if number in self._tablets:
+                self._tablets[number].frozen.remove(memtable)
+                self._set_levels(number)
+        for number in tables.keys() - self._tablets.keys():  # dropped while the job ran
+            self._delete_tables([table.meta.file_name for table in tables[number]])
+        self.frozen.remove(generation)
+        self.counters.flushes += 1
+        self.counters.bytes_flushed += sum(table.meta.size for run in tables.values() for table in run)
+        self._health.background = None
+        for number, _ in generation.segments:
+            self._remove(filenames.segment_path(self._directory, number))
+
+    def _flush_from_memory(self, generation: Generation, job: FlushJob) -> JobResult:
+        output = TableOutput(
+            self._vfs,
+            job.output_directory,
+            job_id=self._random_bytes(4).hex(),
+            file_number=self._state.next_file,
+            options=job.options,
+        )
+        try:
+            for number in sorted(set(generation.memtables) & set(self._tablets)):
+                for rows in generation.memtables[number].chunks(b"", None, reverse=False):
+                    output.add(number, rows)
+                output.end_tablet()
+            return output.finish()
+        except BaseException:
+            output.abandon()
+            raise
+
+    # --- compaction ---
+
+    def _pick(self) -> tuple[int, CompactionTask] | None:
+        for number in sorted(self._compact_all):
+            if self.frozen:
+                break  # what is frozen belongs into the merge too
+            self._compact_all.discard(number)
+            task = pick_all(self._state.tablets[number].levels)
+            if task is not None:
+                return number, task
+        for number in self._tablets:
+            task = pick(self._state.tablets[number].levels, self._picker, self._cursors.get(number))
+            if task is not None:
+                return number, task
+        return None
+
+    def _start_compaction(self, number: int, task: CompactionTask) -> None:
+        self._compaction_running = True
+        codec = self._options.bottom_compression if task.bottommost else self._options.upper_compression
+        job = CompactionJob(
+            job_id=self._random_bytes(4).hex(),
+            output_directory=filenames.table_directory(self._directory),
+            file_number=self._state.next_file,
+            tablet=number,
+            runs=[
+                [CompactionInput(filenames.table_path(self._directory, meta.file_name), meta) for meta in run]
+                for run in task.runs
+            ],
+            drop_tombstones=task.bottommost,
+            options=self._table_options(codec),
+        )
+        self._runner.submit(job, lambda outcome: self._compaction_ended(number, task, outcome))
+
+    def _compaction_ended(self, number: int, task: CompactionTask, outcome: Outcome) -> None:
+        self._compaction_running = False
+        if self._closed or self._health.poisoned:
+            return
+        try:
+            self._install_compaction(number, task, outcome)
+        except ShardKVError as error:
+            self._note_failure(error)
+        self._progress()
+
+    def _install_compaction(self, number: int, task: CompactionTask, outcome: Outcome) -> None:
+        tables = self._open_outputs(outcome)
+        outputs = tables.get(number, [])
+        if number not in self._tablets:  # dropped while the job ran
+            for table in outputs:
+                table.close()
+                self._remove(filenames.table_path(self._directory, table.meta.file_name))
+            return
+        names = [meta.file_name for meta in task.inputs]
+        added = [(task.output_level, table.meta) for table in outputs]
+        self.commit([TablesEdit(number, added, names), self._numbers_after(tables)])
+        self._adopt(tables)
+        self._set_levels(number)
+        self._cursors.setdefault(number, {})[task.level] = task.cursor
+        self.counters.compactions += 1
+        self.counters.bytes_compacted += sum(table.meta.size for table in outputs)
+        self._health.background = None
+        self._delete_tables(names)
+
+    # --- tables ---
+
+    def _table_options(self, compression: str) -> TableOptions:
+        return TableOptions(
+            codec=_CODECS[compression],
+            block_bytes=self._options.block_bytes,
+            filter_bits_per_key=self._options.filter_bits_per_key,
+            table_bytes_max=self._options.table_bytes_max,
+        )
+
+    def _open_table(self, meta: TableMeta) -> Table:
+        path = filenames.table_path(self._directory, meta.file_name)
+        return Table.open(self._vfs, path, meta, self.cache, self._files)
+
+    def _open_outputs(self, outcome: Outcome) -> dict[int, list[Table]]:
+        """The tables a job made, opened. Raises the job's error, or what is wrong with a table."""
+        if not isinstance(outcome, JobResult):
+            raise outcome
+        return {number: [self._open_table(meta) for meta in metas] for number, metas in outcome.tables.items()}
+
+    def _numbers_after(self, tables: dict[int, list[Table]]) -> NumbersEdit:
+        names = (filenames.parse_table_name(table.meta.file_name) for run in tables.values() for table in run)
+        highest = max((name[0] for name in names if name is not None), default=0)
+        return NumbersEdit(max(self._state.next_file, highest + 1), self._state.next_tablet)
+
+    def _adopt(self, tables: dict[int, list[Table]]) -> None:
+        for run in tables.values():
+            self._tables.update((table.meta.file_name, table) for table in run)
+
+    def _set_levels(self, number: int) -> None:
+        levels = self._state.tablets[number].levels
+        self._tablets[number].set_levels([[self._tables[meta.file_name] for meta in level] for level in levels])
+
+    def _delete_tables(self, names: Sequence[str]) -> None:
+        for name in names:
+            table = self._tables.pop(name)
+            table.close()
+            self._remove(filenames.table_path(self._directory, name))
+
+    def _remove(self, path: str) -> None:
+        """Delete a file nothing needs any more; if the disk will not, the next open sweeps it."""
+        try:
+            self._vfs.remove(path)
+        except StorageError as error:
+            self._health.background = error
+
+    def _note_failure(self, error: ShardKVError) -> None:
+        if self._health.poisoned:
+            return
+        self.counters.job_failures += 1
+        self._retry_at = self._monotonic() + _RETRY_PAUSE_S
+        self._health.background = error if isinstance(error, StorageError) else StorageError(str(error))
+
+    def _progress(self) -> None:
+        self.schedule()
+        if self.on_progress is not None:
+            self.on_progress()
+
+    def table_counts(self) -> Iterator[tuple[int, int, int]]:
+        """(level, tables, bytes) over all tablets, for every level in use."""
+        depth = max((len(tablet.levels) for tablet in self._state.tablets.values()), default=0)
+        for level in range(depth):
+            metas = [m for t in self._state.tablets.values() if level < len(t.levels) for m in t.levels[level]]
+            yield level, len(metas), sum(meta.size for meta in metas)

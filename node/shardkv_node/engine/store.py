@@ -1,0 +1,514 @@
+"""`Store`: the storage engine itself, without loop, threads or locks of its own. One owner at a time calls it.
+
+The owner's duties, for each group of writes:
+    1. `group = log_group(writes)`   sequences and logs them with one write; at most one group is in flight
+    2. when `sync_due()`: run `target = sync_target()`, `target.sync()` anywhere, then `synced(target)` here,
+       or `fail(error)` when the sync raised; never sync again after that
+    3. `apply_group(group)`          now reads see the writes, and they may be acknowledged
+  - before 1, ask `write_refusal()`, and wait for `on_progress` while `stalled`;
+  - a result of a background job arrives through `post`, which must run it in the owner's context.
+
+Invariants:
+  - log first, then apply: a memtable never holds what the log does not;
+  - reads see applied writes only;
+  - a generation is frozen only between groups, together with its log segment;
+  - after any failed write or sync of log or manifest the store is poisoned: reads go on, nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shardkv.errors import InvalidArgument, StorageError, StoreClosed
+from shardkv.hybrid_clock import HybridClock
+from shardkv_node.engine import filenames
+from shardkv_node.engine.columns import PUT, SEQNO_MAX, TERM_MAX, make_version
+from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.health import Health
+from shardkv_node.engine.job_runner import JobRunner
+from shardkv_node.engine.log_writer import LogWriter
+from shardkv_node.engine.maintenance import Generation, Maintenance
+from shardkv_node.engine.manifest import CreatedEdit, DroppedEdit
+from shardkv_node.engine.memtable import Memtable
+from shardkv_node.engine.merge import merge_page
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
+from shardkv_node.engine.source import Page
+from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.vfs import Lock, OsVfs, Vfs
+from shardkv_node.engine.write import Group, Write
+
+Post = Callable[[Callable[[], None]], None]
+
+RECOVERED_SEGMENTS_MAX = 8
+"""More closed segments than this after an open are flushed, so that restarts do not pile them up."""
+
+
+@dataclass(slots=True, eq=False)
+class SyncTarget:
+    """What one sync will cover: everything in the log up to `offset`."""
+
+    log: LogWriter
+    offset: int
+
+    def sync(self) -> None:
+        """Blocks on the disk; may run in any thread. Raises `StorageError`, after which `Store.fail` is due."""
+        self.log.sync()
+
+
+class Store:
+    """Made by `Store.open`."""
+
+    @classmethod
+    def open(
+        cls,
+        directory: str,
+        options: Options,
+        *,
+        post: Post,
+        vfs: Vfs | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic: Callable[[], float] = time.monotonic,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> Store:
+        """Open the store in `directory`, making it when the directory is empty or absent.
+
+        `post` runs a callable in the owner's context: it is called from a worker's thread, or, with `workers` = 0,
+        from inside this store's own methods. Raises `ConfigError`, `StoreLocked`, `Corruption`,
+        `UnsupportedFormat`, `StoreMismatch`, `StorageError`; then nothing of the old state was changed.
+        """
+        options.validate()
+        vfs = vfs if vfs is not None else OsVfs()
+        vfs.make_dirs(directory)
+        lock = vfs.lock(filenames.lock_path(directory))
+        clock = HybridClock()
+        try:
+            found = recover(vfs, directory, now_hlc=clock.tick(now_ms()), random_bytes=random_bytes)
+            store = cls(directory, options, found, lock, post, vfs, now_ms, monotonic, random_bytes)
+            store._start()
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    def __init__(
+        self,
+        directory: str,
+        options: Options,
+        found: Recovered,
+        lock: Lock,
+        post: Post,
+        vfs: Vfs,
+        now_ms: Callable[[], int],
+        monotonic: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.directory = directory
+        self.options = options
+        self.store_id = found.store_id
+        """16 random bytes, for good."""
+        self.term = found.state.term
+        self.recovery: RecoveryReport = found.report
+        self._state = found.state
+        self._log = found.log
+        self._lock = lock
+        self._vfs = vfs
+        self._now_ms = now_ms
+        self._monotonic = monotonic
+        self._clock = HybridClock(found.log.hlc)
+        self._tablets = {
+            number: Tablet(number, tablet.label, found.last_seqnos[number], found.memtables[number])
+            for number, tablet in found.state.tablets.items()
+        }
+        self._closed_segments = found.segments
+        self._active_bytes = sum(memtable.resident_bytes for memtable in found.memtables.values())
+        self._in_flight: Group | None = None
+        self._syncing: LogWriter | None = None
+        self._last_sync_s = monotonic()
+        self._stalls = 0
+        self._writes = 0
+        self.closed = False
+        self.health = Health(vfs, directory, reserve_bytes=options.disk_reserve_bytes, monotonic=monotonic)
+        self.maintenance = Maintenance(
+            vfs,
+            directory,
+            options,
+            state=found.state,
+            manifest=found.manifest,
+            tablets=self._tablets,
+            health=self.health,
+            runner=JobRunner(options.workers, post, vfs=vfs),
+            clock=self._tick,
+            monotonic=monotonic,
+            random_bytes=random_bytes,
+        )
+
+    def _start(self) -> None:
+        try:
+            self.maintenance.open_tables()
+            self.recovery.swept = self.maintenance.sweep()
+            if self.term > TERM_MAX:
+                raise StorageError(f"The store at {self.directory} was opened {TERM_MAX} times, its limit.")
+            if len(self._closed_segments) > RECOVERED_SEGMENTS_MAX:
+                self._freeze()
+            self.maintenance.schedule()
+        except BaseException:
+            self.maintenance.close()
+            self._close_files()
+            raise
+
+    # --- tablets ---
+
+    @property
+    def tablets(self) -> dict[int, bytes]:
+        """Label of every tablet, by number. A copy."""
+        return {number: tablet.label for number, tablet in self._tablets.items()}
+
+    def create_tablet(self, label: bytes) -> int:
+        """Make an empty tablet; durable on return. Its number was never used in this store before."""
+        self._require_open()
+        number = self._state.next_tablet
+        self.maintenance.commit([CreatedEdit(number, label, (self._log.number, self._log.offset))])
+        self._tablets[number] = Tablet(number, label, 0, Memtable())
+        return number
+
+    def drop_tablet(self, number: int) -> None:
+        """Forget a tablet and delete its data; durable on return. Requires: no group in flight."""
+        self._require_open()
+        self._require_idle()
+        self._active_bytes -= self._tablet(number).active.resident_bytes
+        self.maintenance.forget_tablet(number, DroppedEdit(number, (self._log.number, self._log.offset)))
+
+    # --- writing ---
+
+    @property
+    def on_progress(self) -> Callable[[], None] | None:
+        """Called after each flush or compaction that ended: a stall may be over."""
+        return self.maintenance.on_progress
+
+    @on_progress.setter
+    def on_progress(self, callback: Callable[[], None] | None) -> None:
+        self.maintenance.on_progress = callback
+
+    @property
+    def stalled(self) -> bool:
+        """Writers must wait: flush or compaction is behind, and taking more would use memory or files without bound."""
+        frozen_full = len(self.maintenance.frozen) >= self.options.frozen_memtables_max and self._memtable_full
+        if frozen_full or self.maintenance.most_level0_tables >= self.options.l0_stall_tables:
+            self._stalls += 1
+            self.maintenance.schedule()
+            return True
+        return False
+
+    def write_refusal(self) -> StorageError | None:
+        """Why a write cannot be taken now (closed, poisoned, disk nearly full, background work failing), or None."""
+        if self.closed:
+            return StoreClosed(f"The store at {self.directory} is closed.")
+        return self.health.refusal(stalled=self.health.background is not None and self.stalled)
+
+    def log_group(self, writes: Sequence[Write]) -> Group:
+        """Sequence the writes and log them as one group. Not yet synced, not yet visible.
+
+        A write to an unknown tablet gets its `error` and is left out. Raises what `write_refusal` says, or
+        `StorageError` when the log failed (the store is poisoned then), or `InvalidArgument` for a group too large.
+        Requires: the group before is applied, or was failed.
+        """
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        self._require_idle()
+        self._make_room()
+        accepted, entries = self._sequence(writes)
+        if entries:
+            try:
+                self._log.append(entries, self._tick())
+            except StorageError as error:
+                raise self.health.poison(error) from error
+        for write, tablet in accepted:
+            tablet.last_seqno += 1
+            write.version = make_version(self.term, tablet.last_seqno)
+        group = Group(writes, accepted, self._log.offset)
+        self._in_flight = group
+        return group
+
+    def apply_group(self, group: Group) -> None:
+        """Make the group visible and call each write's `done`. Requires: synced, if `sync_due()` said so."""
+        self._in_flight = None
+        self._writes += len(group.accepted)
+        for write, tablet in group.accepted:
+            memtable = tablet.active
+            before = memtable.resident_bytes
+            memtable.apply(write.keys, write.kinds, write.version, write.values)
+            self._active_bytes += memtable.resident_bytes - before
+        for write in group.writes:
+            if write.done is not None:
+                write.done(write)
+
+    def fail(self, error: Exception) -> StorageError:
+        """A sync failed: poison the store, fail the group in flight. Returns the error the writes got."""
+        poison = self.health.poison(error)
+        group, self._in_flight = self._in_flight, None
+        if group is not None:
+            for write in group.writes:
+                write.error = write.error or poison
+                if write.done is not None:
+                    write.done(write)
+        return poison
+
+    def sync_due(self) -> bool:
+        """Whether the durability mode asks for a sync now: always after a group, or when the interval has passed."""
+        durability = self.options.durability
+        if self._log.synced_offset == self._log.offset or durability == "os":
+            return False
+        return durability == "always" or self._monotonic() - self._last_sync_s >= self.options.sync_interval_ms / 1000
+
+    def sync_target(self) -> SyncTarget:
+        """The sync to run now. At most one at a time."""
+        self._syncing = self._log
+        return SyncTarget(self._log, self._log.offset)
+
+    def synced(self, target: SyncTarget) -> None:
+        """A sync ended well: note it, and mark it in the log when nothing was written since."""
+        self._syncing = None
+        self._last_sync_s = self._monotonic()
+        log = target.log
+        log.note_synced(target.offset)
+        if log is not self._log:
+            log.close()
+        elif log.offset == target.offset and not self.closed:
+            self._mark()
+
+    def _mark(self) -> None:
+        """Say in the log that all of it is synced. The mark itself need not be: it carries nothing."""
+        log = self._log
+        try:
+            log.mark(self._tick())
+        except StorageError as error:
+            self.health.poison(error)
+            return
+        log.note_synced(log.offset)
+
+    # --- reading ---
+
+    def get(self, tablet: int, key: bytes) -> bytes | None:
+        """The value, or None when the key does not exist."""
+        return self._tablet(tablet).get(key)
+
+    def get_many(self, tablet: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        """A value or None for each key, in the order asked."""
+        return list(map(self._tablet(tablet).get, keys))
+
+    def get_versioned(self, tablet: int, key: bytes) -> tuple[bytes, int] | None:
+        """(value, version), or None when the key does not exist."""
+        return self._tablet(tablet).get_versioned(key)
+
+    def scan_page(
+        self,
+        tablets: Sequence[int],
+        start: bytes,
+        stop: bytes | None,
+        *,
+        reverse: bool = False,
+        limit: int | None = None,
+        bytes_max: int = 256 * 1024,
+        keys_only: bool = False,
+    ) -> Page:
+        """The next live rows of [start, stop) over all these tablets, merged, and how far they cover it (`Page`)."""
+        sources = [source for number in tablets for source in self._tablet(number).sources()]
+        return merge_page(sources, start, stop, reverse=reverse, limit=limit, bytes_max=bytes_max, keys_only=keys_only)
+
+    # --- maintenance and end ---
+
+    def flush(self) -> None:
+        """Freeze what is in memory and have it written to tables. `maintenance.frozen` is empty once that is done."""
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        self._require_idle()
+        if any(tablet.active.cells for tablet in self._tablets.values()):
+            self._freeze()
+        else:
+            self.maintenance.schedule()
+
+    def request_compaction(self) -> None:
+        """Have every tablet merged into one level; `maintenance.idle` once that is done."""
+        self._require_open()
+        self.maintenance.request_full_compaction()
+
+    def stats(self) -> dict[str, int]:
+        """Facts for people and metrics; plain ints."""
+        maintenance, counters = self.maintenance, self.maintenance.counters
+        frozen_bytes = sum(generation.resident_bytes for generation in maintenance.frozen)
+        found = {
+            "tablets": len(self._tablets),
+            "writes": self._writes,
+            "stalls": self._stalls,
+            "memtable_bytes": self._active_bytes,
+            "memtable_rows": sum(len(tablet.active) for tablet in self._tablets.values()),
+            "frozen_memtables": len(maintenance.frozen),
+            "frozen_bytes": frozen_bytes,
+            "log_bytes": self._log.offset,
+            "log_segment": self._log.number,
+            "flushes": counters.flushes,
+            "flushes_from_memory": counters.flushes_from_memory,
+            "compactions": counters.compactions,
+            "job_failures": counters.job_failures,
+            "bytes_flushed": counters.bytes_flushed,
+            "bytes_compacted": counters.bytes_compacted,
+            "cache_bytes": maintenance.cache.charged_bytes,
+            "cache_hits": maintenance.cache.hits,
+            "cache_misses": maintenance.cache.misses,
+            "poisoned": int(self.health.poisoned),
+        }
+        for level, tables, size in maintenance.table_counts():
+            found[f"level{level}_tables"] = tables
+            found[f"level{level}_bytes"] = size
+        return found
+
+    def close(self) -> None:
+        """Sync the log, end the workers, release the lock. Safe to call twice. Raises `StorageError` if the sync fails.
+
+        Requires: no group in flight, and that nobody in another thread waits for the owner in `post`.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            self.maintenance.close()
+            if not self.health.poisoned and self._in_flight is None:
+                self._sync_to_the_end()
+        finally:
+            self._close_files()
+            self._lock.release()
+
+    def _sync_to_the_end(self) -> None:
+        try:
+            self._log.sync()
+            self._log.note_synced(self._log.offset)
+            self._mark()
+            self._log.sync()
+        except StorageError as error:
+            raise self.health.poison(error) from error
+
+    def _close_files(self) -> None:
+        self.maintenance.close_files()
+        self._log.close()
+
+    # --- inside ---
+
+    @property
+    def _memtable_full(self) -> bool:
+        """Memory, or the log that recovery would have to read, has reached its bound."""
+        bytes_max = self.options.memtable_bytes_max
+        return self._active_bytes >= bytes_max or self._log.offset >= 2 * bytes_max
+
+    def _make_room(self) -> None:
+        if self._memtable_full and len(self.maintenance.frozen) < self.options.frozen_memtables_max:
+            self._freeze()
+        elif self.health.background is not None:
+            self.maintenance.schedule()
+
+    def _freeze(self) -> None:
+        """Close the segment, start the next, and hand the memtables to a flush. A failure poisons the store."""
+        old = self._log
+        try:
+            if old is not self._syncing:
+                old.sync()
+                old.note_synced(old.offset)
+            else:
+                old.sync()
+            self._log = LogWriter.create(
+                self._vfs,
+                filenames.segment_path(self.directory, old.number + 1),
+                store_id=self.store_id,
+                number=old.number + 1,
+                previous=(old.number, old.offset),
+                hlc=self._tick(),
+            )
+            if old is not self._syncing:
+                old.close()
+        except StorageError as error:
+            raise self.health.poison(error) from error
+        segments = [*self._closed_segments, (old.number, old.offset)]
+        self._closed_segments = []
+        written = [tablet for tablet in self._tablets.values() if tablet.active.cells]
+        generation = Generation(
+            segments=segments,
+            next_segment=self._log.number,
+            upto={tablet.number: tablet.last_seqno for tablet in written},
+            memtables={tablet.number: tablet.freeze() for tablet in written},
+            resident_bytes=self._active_bytes,
+        )
+        self._active_bytes = 0
+        self.maintenance.add_frozen(generation)
+
+    def _sequence(self, writes: Sequence[Write]) -> tuple[list[tuple[Write, Tablet]], list[WriteEntry]]:
+        """The writes that can be taken and their log entries, in order."""
+        accepted: list[tuple[Write, Tablet]] = []
+        entries: list[WriteEntry] = []
+        next_seqno: dict[int, int] = {}
+        pending: dict[int, dict[bytes, bool]] | None = {} if any(write.want_existed for write in writes) else None
+        for write in writes:
+            tablet = self._tablets.get(write.tablet)
+            if tablet is None:
+                write.error = self._unknown_tablet(write.tablet)
+                continue
+            seqno = next_seqno.get(tablet.number, tablet.last_seqno) + 1
+            if seqno > SEQNO_MAX:
+                write.error = StorageError(f"Tablet {tablet.number} has used up its sequence numbers.")
+                continue
+            next_seqno[tablet.number] = seqno
+            if pending is not None:
+                _note_existed(write, tablet, pending.setdefault(tablet.number, {}))
+            entries.append(
+                WriteEntry(
+                    tablet.number,
+                    self.term,
+                    seqno,
+                    write.token,
+                    write.keys,  # type: ignore[arg-type]
+                    write.kinds,
+                    0,
+                    write.values,  # type: ignore[arg-type]
+                )
+            )
+            accepted.append((write, tablet))
+        return accepted, entries
+
+    def _tick(self) -> int:
+        return self._clock.tick(self._now_ms())
+
+    def _tablet(self, number: int) -> Tablet:
+        tablet = self._tablets.get(number)
+        if tablet is None or self.closed:
+            self._require_open()
+            raise self._unknown_tablet(number)
+        return tablet
+
+    def _unknown_tablet(self, number: int) -> InvalidArgument:
+        return InvalidArgument(f"The store at {self.directory} has no tablet {number}.", detail={"tablet": number})
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise StoreClosed(f"The store at {self.directory} is closed.", hint="Open it again to use it.")
+
+    def _require_idle(self) -> None:
+        if self._in_flight is not None:
+            raise RuntimeError("A group is in flight: apply it, or fail it, before this call.")
+
+
+def _note_existed(write: Write, tablet: Tablet, pending: dict[bytes, bool]) -> None:
+    """Fill in `existed` from `pending` (earlier in the group) and the tablet, and note what the write leaves behind."""
+    kinds = write.kinds
+    each = [kinds] * len(write.keys) if isinstance(kinds, int) else kinds
+    existed = []
+    for key, kind in zip(write.keys, each, strict=True):
+        if write.want_existed:
+            before = pending.get(key)
+            existed.append(tablet.get(key) is not None if before is None else before)
+        pending[key] = kind == PUT
+    if write.want_existed:
+        write.existed = existed

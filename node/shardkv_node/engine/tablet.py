@@ -1,0 +1,95 @@
+"""`Tablet`: one shard's data in this store: an active memtable, frozen ones, and levels of tables.
+
+Invariant: every row of a younger part is newer than the rows of the same key in older parts; youngest first they are
+the active memtable, the frozen ones from the last to the first, level 0 from the last to the first, levels 1, 2...
+So a read stops at the first part that knows the key, and a delete found there means the key does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from shardkv_node.engine.columns import PUT, PUT_EXPIRING
+from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
+from shardkv_node.engine.sorted_run import SortedRun
+from shardkv_node.engine.source import Source
+from shardkv_node.engine.table_reader import Table
+
+_LIVE = frozenset({PUT, PUT_EXPIRING})
+
+
+class Tablet:
+    """Read by `Store`; written by `Store` (memtables, seqno) and `Maintenance` (frozen, levels)."""
+
+    __slots__ = ("active", "frozen", "label", "last_seqno", "level0", "number", "sorted_levels")
+
+    def __init__(self, number: int, label: bytes, last_seqno: int, active: Memtable) -> None:
+        self.number = number
+        self.label = label
+        self.last_seqno = last_seqno
+        """Of the newest logged write; the next one gets one more."""
+        self.active = active
+        self.frozen: list[Memtable] = []
+        """Oldest first."""
+        self.level0: list[Table] = []
+        """Oldest first; they may overlap."""
+        self.sorted_levels: list[SortedRun] = []
+        """Levels 1, 2... Disjoint tables inside a level."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None when the key does not exist."""
+        cell = self._cell(key)
+        if cell is not None:
+            return cell_value(cell)
+        found = self._find_in_tables(key)
+        return None if found is None else found[0]
+
+    def get_versioned(self, key: bytes) -> tuple[bytes, int] | None:
+        """(value, version), or None when the key does not exist."""
+        cell = self._cell(key)
+        if cell is not None:
+            value = cell_value(cell)
+            return None if value is None else (value, cell_version(cell))
+        return self._find_in_tables(key)
+
+    def sources(self) -> Iterator[Source]:
+        """All parts, oldest first."""
+        yield from reversed(self.sorted_levels)
+        yield from self.level0
+        yield from self.frozen
+        yield self.active
+
+    def freeze(self) -> Memtable:
+        """Put a new memtable in the place of the active one, which becomes the youngest frozen one."""
+        frozen = self.active
+        self.frozen.append(frozen)
+        self.active = Memtable(ordered=frozen.ordered)
+        return frozen
+
+    def set_levels(self, levels: Sequence[Sequence[Table]]) -> None:
+        """Level 0 oldest first, the others in key order."""
+        self.level0 = list(levels[0]) if levels else []
+        self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
+
+    def tables(self) -> Iterator[Table]:
+        yield from self.level0
+        for run in self.sorted_levels:
+            yield from run.tables
+
+    def _cell(self, key: bytes) -> bytes | None:
+        cell = self.active.cells.get(key)
+        if cell is None and self.frozen:
+            for memtable in reversed(self.frozen):
+                cell = memtable.cells.get(key)
+                if cell is not None:
+                    break
+        return cell
+
+    def _find_in_tables(self, key: bytes) -> tuple[bytes, int] | None:
+        parts: tuple[Table | SortedRun, ...] = (*reversed(self.level0), *self.sorted_levels)
+        for part in parts:
+            found = part.find(key)
+            if found is not None:
+                columns, row = found
+                return (columns.values[row], columns.version(row)) if columns.kind(row) in _LIVE else None
+        return None
