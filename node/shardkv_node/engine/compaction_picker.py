@@ -104,7 +104,7 @@ def check_levels(levels: Levels) -> list[str]:
 def _fullness(levels: Levels, level: int, options: PickerOptions) -> float:
     if level == 0:
         return len(levels[0]) / options.l0_trigger
-    bytes_max = float(options.level1_bytes_max) * options.level_multiplier ** (level - 1)
+    bytes_max = options.level1_bytes_max * int(options.level_multiplier ** (level - 1))
     return sum(table.size for table in levels[level]) / bytes_max
 
 

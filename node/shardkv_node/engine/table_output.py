@@ -7,7 +7,10 @@ Invariant: after `finish` returned, all files are complete, were read back, and 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from contextlib import suppress
+from itertools import accumulate
+from operator import add
 
 from shardkv.errors import StorageError
 from shardkv_node.engine.columns import Columns
@@ -29,6 +32,7 @@ class TableOutput:
         self._job_id = job_id
         self._file_number = file_number
         self._options = options
+        self._piece_bytes = max(options.block_bytes, options.table_bytes_max // 16)
         self._writer: TableWriter | None = None
         self._tablet = 0
         self._finished: list[str] = []
@@ -36,8 +40,15 @@ class TableOutput:
 
     def add(self, tablet: int, rows: Columns) -> None:
         """Rows of this tablet, ascending and above what was added for it before."""
-        if not rows.keys:
-            return
+        ends = list(accumulate(map(add, map(len, rows.keys), map(len, rows.values))))
+        low, taken = 0, 0
+        while low < len(ends):
+            # In pieces, so that one large batch of large rows does not make one large table.
+            high = max(low + 1, bisect_right(ends, taken + self._piece_bytes, low))
+            self._add_piece(tablet, rows if high - low == len(ends) else rows.slice(low, high))
+            low, taken = high, ends[high - 1]
+
+    def _add_piece(self, tablet: int, rows: Columns) -> None:
         if self._writer is None:
             path = os.path.join(self._directory, table_name(self._file_number, self._job_id))
             self._writer = TableWriter(self._vfs, path, tablet=tablet, options=self._options)

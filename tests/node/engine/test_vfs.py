@@ -1,0 +1,203 @@
+"""The file seam, on the real file system and in the crash model: the same promises."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shardkv.errors import DiskFull, StorageError, StoreLocked
+from shardkv_node.engine import filenames
+from shardkv_node.engine.vfs import OsVfs, Vfs, _OsWritableFile
+from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
+
+
+@pytest.fixture(params=["os", "crash"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Vfs, str]:
+    if request.param == "os":
+        return OsVfs(), str(tmp_path)
+    vfs = CrashVfs()
+    vfs.make_dirs("/store")
+    return vfs, "/store"
+
+
+def test_files_are_written_and_read(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    path = os.path.join(root, "a")
+    file = vfs.create(path)
+    file.write(b"hello ")
+    file.write(memoryview(b"world"))
+    assert file.offset == 11
+    file.sync()
+    file.close()
+    vfs.sync_dir(root)
+    assert vfs.read_all(path) == b"hello world"
+    assert vfs.size(path) == 11
+    reader = vfs.open_read(path)
+    assert reader.pread(6, 100) == b"world"
+    assert reader.pread(11, 5) == b""
+    vfs.remove(path)
+    assert reader.pread(0, 5) == b"hello", "an open file outlives its name"
+    reader.close()
+    assert not vfs.exists(path)
+
+
+def test_create_refuses_a_file_that_exists(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    path = os.path.join(root, "a")
+    vfs.create(path).close()
+    with pytest.raises(StorageError, match="File exists") as caught:
+        vfs.create(path)
+    assert isinstance(caught.value.__cause__, FileExistsError)
+    assert path in str(caught.value)
+
+
+def test_missing_files_are_storage_errors(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    path = os.path.join(root, "missing")
+    for operation in (vfs.open_read, vfs.size, vfs.remove, vfs.list):
+        with pytest.raises(StorageError, match="No such file"):
+            operation(path)
+
+
+def test_write_atomic_replaces_and_ignores_leftovers(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    path = os.path.join(root, "CURRENT")
+    vfs.create(path + ".tmp").close()
+    vfs.write_atomic(path, b"one")
+    vfs.write_atomic(path, b"two")
+    assert vfs.read_all(path) == b"two"
+    assert vfs.list(root) == ["CURRENT"]
+
+
+def test_a_lock_keeps_others_out_until_it_is_released(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    path = os.path.join(root, "LOCK")
+    lock = vfs.lock(path)
+    with pytest.raises(StoreLocked):
+        vfs.lock(path)
+    lock.release()
+    vfs.lock(path).release()
+
+
+def test_the_holder_of_a_lock_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "LOCK")
+    code = (
+        "import sys; from shardkv_node.engine.vfs import OsVfs;"
+        "lock = OsVfs().lock(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StoreLocked, match=f"in use by process {holder.pid}"):
+            OsVfs().lock(path)
+        holder.kill()
+        holder.wait()
+    OsVfs().lock(path).release()
+
+
+def test_no_space_is_disk_full() -> None:
+    file = _OsWritableFile("/dev/full", os.open("/dev/full", os.O_WRONLY))
+    with pytest.raises(DiskFull, match="Could not write to /dev/full") as caught:
+        file.write(b"x")
+    file.close()
+    assert caught.value.retriable
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_free_bytes(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    assert vfs.free_bytes(root) > 0
+
+
+# --- the crash model itself ---
+
+
+def crashed_world() -> CrashVfs:
+    vfs = CrashVfs()
+    vfs.make_dirs("/d")
+    file = vfs.create("/d/a")
+    file.write(b"synced")
+    file.sync()
+    vfs.sync_dir("/d")
+    file.write(b" and not")
+    vfs.create("/d/b")
+    return vfs
+
+
+def test_a_crash_loses_what_was_not_synced() -> None:
+    vfs = crashed_world()
+    lost, kept = vfs.crash(keep_nothing), vfs.crash(keep_everything)
+    assert (lost.list("/d"), lost.read_all("/d/a")) == (["a"], b"synced")
+    assert (kept.list("/d"), kept.read_all("/d/a")) == (["a", "b"], b"synced and not")
+    states = set()
+    for seed in range(30):
+        some = vfs.crash(keep_some(seed, 50))
+        states.add((tuple(some.list("/d")), some.read_all("/d/a")))
+    assert len(states) == 4
+
+
+def test_a_rename_is_lost_without_a_sync_of_the_directory() -> None:
+    vfs = CrashVfs()
+    vfs.make_dirs("/d")
+    vfs.write_atomic("/d/x", b"old")
+    file = vfs.create("/d/x.tmp")
+    file.write(b"new")
+    file.sync()
+    vfs.rename("/d/x.tmp", "/d/x")
+    assert vfs.crash().read_all("/d/x") == b"old"
+    vfs.sync_dir("/d")
+    assert vfs.crash().read_all("/d/x") == b"new"
+
+
+def test_write_atomic_is_old_or_new_at_every_crash() -> None:
+    for n in range(1, 20):
+        vfs = CrashVfs()
+        vfs.make_dirs("/d")
+        vfs.write_atomic("/d/x", b"old")
+        before = vfs.operations
+        vfs.fail_at(before + n, sticky=True)
+        try:
+            vfs.write_atomic("/d/x", b"new")
+        except StorageError:
+            for seed in range(5):
+                assert vfs.crash(keep_some(seed, 50)).read_all("/d/x") in (b"old", b"new")
+        else:
+            assert n > 4 and vfs.crash().read_all("/d/x") == b"new"
+            return
+    raise AssertionError("write_atomic never got through")
+
+
+def test_a_failing_write_takes_half_and_the_next_works() -> None:
+    vfs = CrashVfs()
+    file = vfs.create("/a")
+    vfs.fail_at(2, errno=errno.ENOSPC)
+    with pytest.raises(DiskFull):
+        file.write(b"abcd")
+    file.write(b"X")
+    assert vfs.read_all("/a") == b"abX"
+
+
+# --- names ---
+
+
+def test_names_are_made_and_parsed() -> None:
+    assert filenames.parse_manifest_name(filenames.manifest_name(7)) == 7
+    assert filenames.parse_segment_name(filenames.segment_name(12_345_678)) == 12_345_678
+    assert filenames.parse_table_name(filenames.table_name(123, "a1b2c3d4")) == (123, "a1b2c3d4")
+    assert filenames.table_path("/s", "x.sst") == "/s/tables/x.sst"
+    assert filenames.is_tmp(filenames.tmp_path("/s/CURRENT"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "CURRENT", "000001.sst", "000001-A1B2C3D4.sst", "1-a1b2c3d4.sst", "000001-a1b2c3d4.sst\n", "٠٠٠٠٠١.wal"],
+)
+def test_other_names_are_nobodys(name: str) -> None:
+    assert filenames.parse_table_name(name) is None
+    assert filenames.parse_segment_name(name) is None
+    assert filenames.parse_manifest_name(name) is None
