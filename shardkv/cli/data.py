@@ -65,7 +65,7 @@ def delete(target: Target, key: bytes) -> int:
 @click.command()
 @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON object.")
 @with_target
-def ping(target: Target, json_wanted: bool) -> None:  # noqa: FBT001
+def ping(target: Target, *, json_wanted: bool) -> None:
     """Measure the round trip to the router, in milliseconds.
 
     \b

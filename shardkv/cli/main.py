@@ -109,8 +109,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _output_closed()
     except ShardKVError as error:
         click.echo(f"Error: {error}", err=True)
-        return USAGE if isinstance(error, RequestError | ConfigError) else UNAVAILABLE
+        return exit_code(error)
     return result if isinstance(result, int) else 0
+
+
+def exit_code(error: ShardKVError) -> int:
+    """The exit code that tells of `error`."""
+    return USAGE if isinstance(error, RequestError | ConfigError) else UNAVAILABLE
 
 
 def _output_closed() -> int:

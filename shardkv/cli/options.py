@@ -71,3 +71,11 @@ BYTES = Bytes()
 def as_json(value: object) -> str:
     """One line of JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def printable(value: bytes) -> str:
+    """Text for a person: on one line, what cannot be printed escaped as in Python."""
+    text = value.decode(errors="backslashreplace")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -1,0 +1,78 @@
+"""`shardkv export`: writes keys and values to a JSONL file that `shardkv import` reads back exactly.
+
+Invariant: FILE is the whole export or is not touched: rows go to a file beside it, which is synced and renamed at
+the end.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from shardkv.cli.options import BYTES, Target, as_json, with_target
+from shardkv.cli.progress import Progress
+
+SHOW_EVERY_ROWS = 1_000
+
+
+@click.command()
+@click.option("--prefix", type=BYTES, default=b"", help="Only keys that begin with this.")
+@click.argument("file", type=click.Path(dir_okay=False, writable=True, allow_dash=True))
+@with_target
+def export(target: Target, file: str, *, prefix: bytes) -> None:
+    """Write all keys and values, in key order, to FILE as JSON lines; `-` is standard output.
+
+    What is not text is written as base64 in "key_b64" and "value_b64".
+
+    \b
+    Example:
+      shardkv export backup.jsonl
+      shardkv export --prefix city:IS: - | head
+    """
+    rows = 0
+    with target.client() as db, _output(file) as out, Progress(None, "Exporting") as progress:
+        for key, value in db.scan(prefix=prefix or None):
+            out.write(as_line(key, value))
+            rows += 1
+            if rows % SHOW_EVERY_ROWS == 0:
+                progress.show(0, rows)
+    click.echo(f"Exported {rows} rows.", err=True)
+
+
+def as_line(key: bytes, value: bytes | None) -> bytes:
+    """One row, or only its key, as a line of JSON."""
+    fields = _field("key", key) | ({} if value is None else _field("value", value))
+    return (as_json(fields) + "\n").encode()
+
+
+def _field(name: str, value: bytes) -> dict[str, str]:
+    try:
+        return {name: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_b64": base64.b64encode(value).decode()}
+
+
+@contextmanager
+def _output(file: str) -> Iterator[BinaryIO]:
+    """Where to write: standard output, or a file that takes its name once it is complete."""
+    if file == "-":
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    unfinished = Path(f"{file}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)

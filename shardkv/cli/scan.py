@@ -1,0 +1,52 @@
+"""`shardkv scan`: lists keys and values in key order."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from shardkv.cli.exporting import as_line
+from shardkv.cli.options import BYTES, Target, printable, with_target
+
+
+@click.command()
+@click.argument("start", type=BYTES, default=b"")
+@click.argument("stop", type=BYTES, required=False)
+@click.option("--prefix", type=BYTES, help="Only keys that begin with this.")
+@click.option("--limit", type=click.IntRange(min=0), help="At most so many rows.")
+@click.option("--reverse", is_flag=True, help="The highest key first.")
+@click.option("--keys-only", is_flag=True, help="Leave out the values.")
+@click.option("--json", "json_wanted", is_flag=True, help="One JSON object for each row.")
+@with_target
+def scan(
+    target: Target,
+    start: bytes,
+    stop: bytes | None,
+    *,
+    prefix: bytes | None,
+    limit: int | None,
+    reverse: bool,
+    keys_only: bool,
+    json_wanted: bool,
+) -> None:
+    """List keys from START up to, not including, STOP, in key order: key, tab, value.
+
+    Bytes that are not printable are escaped; --json keeps them (base64 in "key_b64", "value_b64").
+
+    \b
+    Example:
+      shardkv scan user:1000 user:2000
+      shardkv scan --prefix city:IS: --limit 5 --json
+      shardkv scan --reverse --keys-only --limit 1
+    """
+    out = sys.stdout.buffer
+    sys.stdout.flush()
+    with target.client() as db:
+        if keys_only:
+            for key in db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=True):
+                out.write(as_line(key, None) if json_wanted else f"{printable(key)}\n".encode())
+        else:
+            for key, value in db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse):
+                out.write(as_line(key, value) if json_wanted else f"{printable(key)}\t{printable(value)}\n".encode())
+    out.flush()
