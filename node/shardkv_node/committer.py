@@ -3,34 +3,39 @@
 Invariants: at most one group is between log and apply; groups are applied in the order they were logged; a write is
 acknowledged only after its group was applied, and in `always` mode only after its group was synced. Writes wait
 here, bounded in bytes, while the store is stalled.
-A failed write or sync of the log is fatal: every write of the group ends in OutcomeUnknown and the process ends.
+A failed write or sync of the log is fatal: `on_fatal` runs, and the writes in question end in OutcomeUnknown.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
-from shardkv.errors import DeadlineExceeded, OutcomeUnknown, Overloaded, ShardKVError, StorageError
-from shardkv_node.engine.store import Group, Store, Write
+from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.write import Group, Write
+from shardkv_node.syncer import Syncer
 
 QUEUED_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of writes that may wait for their group before new ones are refused."""
-GROUP_WRITES_MAX = 4096
-"""Most writes in one group."""
+GROUP_BYTES = 8 * 1024 * 1024
+"""A group is closed at about this size: it bounds how long one sync, and everyone behind it, takes."""
 
 
 class Committer:
     """Drives one store's writes. `on_fatal` runs once, when the store can take no more writes."""
 
-    def __init__(self, store: Store, *, on_fatal: Callable[[StorageError], None]) -> None:
+    def __init__(self, store: Store, syncer: Syncer, *, on_fatal: Callable[[StorageError], None]) -> None:
         self._store = store
+        self._syncer = syncer
         self._loop = asyncio.get_running_loop()
         self._on_fatal = on_fatal
-        self._queue: list[tuple[Write, float | None, int]] = []
+        self._queue: deque[tuple[Write, float | None, int]] = deque()
         self._queued_bytes = 0
         self._busy = False
         self._form_due = False
+        self._late_sync: asyncio.TimerHandle | None = None
         store.on_progress = self._schedule
         self.groups = 0
         self.writes = 0
@@ -41,8 +46,10 @@ class Committer:
         return not self._busy and not self._queue
 
     def submit(self, write: Write, deadline: float | None) -> None:
-        """Queue a write; its `done` runs when it was applied or failed. Raises Overloaded, and what the store
-        refuses writes with."""
+        """Queue a write; its `done` runs when it was applied or failed. `deadline` is an absolute `loop.time()`.
+
+        Raises Overloaded, and what the store refuses writes with.
+        """
         refusal = self._store.write_refusal()
         if refusal is not None:
             raise refusal
@@ -57,64 +64,101 @@ class Committer:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._form_due and not self._busy:
+        if not self._form_due and not self._busy and self._queue:
             self._form_due = True
             self._loop.call_soon(self._form)
 
     def _form(self) -> None:
-        """Log what is queued as one group and see it synced as the durability asks."""
+        """Log what is queued as one group, and see to its sync."""
         self._form_due = False
         if self._busy or not self._queue or self._store.stalled:
             return
         writes = self._take()
         if not writes:
             return
-        self._busy = True
         try:
             group = self._store.log_group(writes)
-        except StorageError as error:
-            self._fail(writes, error)
+        except (StorageError, InvalidArgument) as error:
+            self._refused(writes, error)
             return
         self.groups += 1
         self.writes += len(writes)
-        self._store.sync_group(group, lambda error: self._synced(group, writes, error))
+        self._busy = True
+        if self._store.sync_due():
+            self._sync(group)
+        else:
+            self._apply(group)
+            self._sync_later()
 
     def _take(self) -> list[Write]:
-        """The next writes whose deadline has not passed."""
-        taken, self._queue = self._queue[:GROUP_WRITES_MAX], self._queue[GROUP_WRITES_MAX:]
-        self._queued_bytes -= sum(size for _, _, size in taken)
-        now = self._loop.time()
-        writes = []
-        for write, deadline, _ in taken:
+        """The next writes whose deadline has not passed, up to the size of a group."""
+        now, size_left, writes = self._loop.time(), GROUP_BYTES, []
+        while self._queue and size_left > 0:
+            write, deadline, size = self._queue.popleft()
+            size_left -= size
+            self._queued_bytes -= size
             if deadline is not None and deadline <= now:
-                self._finish(write, DeadlineExceeded("The deadline passed while the write waited on the node."))
+                _finish(write, DeadlineExceeded("The deadline passed while the write waited on its node."))
             else:
                 writes.append(write)
         return writes
 
-    def _synced(self, group: Group, writes: list[Write], error: StorageError | None) -> None:
-        if error is not None:
-            self._fail(writes, error)
-            return
-        self._store.apply_group(group)
-        self._busy = False
-        if self._queue:
-            self._form()
+    def _sync(self, group: Group | None) -> None:
+        target = self._store.sync_target()
 
-    def _fail(self, writes: list[Write], error: StorageError) -> None:
+        def done(error: StorageError | None) -> None:
+            if error is not None:
+                self._store.fail(error)
+                self._on_fatal(error)
+                return
+            self._store.synced(target)
+            if group is not None:
+                self._apply(group)
+            else:
+                self._next()
+
+        self._syncer.run(target.sync, done)
+
+    def _apply(self, group: Group) -> None:
+        self._store.apply_group(group)
+        self._next()
+
+    def _next(self) -> None:
         self._busy = False
-        poisoned = self._store.write_refusal()
+        self._schedule()
+
+    def _refused(self, writes: list[Write], error: ShardKVError) -> None:
+        """The group was not logged; with a poisoned store nobody knows how much of it reached the disk."""
         for write in writes:
-            told: ShardKVError = error
-            if poisoned is not None:
-                told = OutcomeUnknown(f"The node failed while it stored the write: {error.message}")
-            self._finish(write, told)
-        if poisoned is not None:
+            _finish(write, error)
+        if self._store.health.poisoned and isinstance(error, StorageError):
             self._on_fatal(error)
-        elif self._queue:
+        else:
             self._schedule()
 
-    def _finish(self, write: Write, error: ShardKVError) -> None:
-        write.error = error
-        if write.done is not None:
-            write.done(write)
+    # The `interval` mode: what the last group left unsynced
+
+    def _sync_later(self) -> None:
+        """See to it that a quiet store is synced too, within the interval."""
+        if self._late_sync is None and self._store.options.durability == "interval":
+            wait_s = self._store.options.sync_interval_ms / 1000
+            self._late_sync = self._loop.call_later(wait_s, self._sync_now)
+
+    def _sync_now(self) -> None:
+        self._late_sync = None
+        if self._busy:
+            self._sync_later()
+        elif self._store.sync_due():
+            self._busy = True
+            self._sync(None)
+
+    def close(self) -> None:
+        """Stop forming groups. A sync under way is waited for by closing the syncer."""
+        if self._late_sync is not None:
+            self._late_sync.cancel()
+
+
+def _finish(write: Write, error: ShardKVError) -> None:
+    write.error = error
+    if write.done is not None:
+        write.done(write)

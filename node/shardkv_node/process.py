@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardkv.errors import DeadlineExceeded, ShardKVError, StorageError, StoreMismatch, UnavailableError
@@ -29,6 +30,7 @@ from shardkv_node.engine.store import Store
 from shardkv_node.identity import NodeIdentity
 from shardkv_node.ownership import Ownership
 from shardkv_node.service import NodeService
+from shardkv_node.syncer import ThreadSyncer
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +62,18 @@ class NodeProcess:
         self._identity = NodeIdentity(settings.data_dir, settings.name)
         self._clock = HybridClock()
         self._store = Store.open(
-            os.path.join(settings.data_dir, "store"), settings.engine, post=self._loop.call_soon_threadsafe
+            os.path.join(settings.data_dir, "store"), settings.engine, post=self._post
         )
         self._ownership = Ownership(settings.name, self._store)
-        self._committer = Committer(self._store, on_fatal=self._end)
+        self._syncer = ThreadSyncer()
+        self._committer = Committer(self._store, self._syncer, on_fatal=self._end)
         service = NodeService(self._store, self._ownership, self._committer, settings.limits)
         self._server = Server(service, me=self.me, limits=settings.limits, clock=self._clock)
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
+
+    def _post(self, work: Callable[[], None]) -> None:
+        """Run `work` on the loop; called from the store's own threads."""
+        self._loop.call_soon_threadsafe(work)
 
     def me(self) -> Identity:
         """Who this process is, as far as it is known by now."""
@@ -80,6 +87,8 @@ class NodeProcess:
             return EXIT_OK
         finally:
             await self._meta.close()
+            self._committer.close()
+            self._syncer.close()
             self._store.close()
 
     def _end(self, error: ShardKVError) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from shardkv.errors import InvalidArgument, ShardKVError
+from shardkv.errors import InvalidArgument, OutcomeUnknown, ShardKVError, StorePoisoned
 from shardkv.limits import Limits
 from shardkv.transport.server import Connection, unknown_operation
 from shardkv.wire.checks import check_keys, check_range, check_write
@@ -27,7 +27,8 @@ from shardkv.wire.messages import (
 )
 from shardkv.wire.messages import Write as WriteRequest
 from shardkv_node.committer import Committer
-from shardkv_node.engine.store import Store, Write
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.write import Write
 from shardkv_node.ownership import Ownership
 
 PAGE_BYTES_MAX = 1024 * 1024
@@ -117,8 +118,10 @@ class NodeService:
 
 def _answer_write(connection: Connection, request_id: int, write: Write) -> None:
     """Tell the outcome of a write to whoever asked for it."""
-    if write.error is not None:
-        error = write.error
+    error = write.error
+    if isinstance(error, StorePoisoned):
+        error = OutcomeUnknown(f"The node failed while it stored the write, and starts again: {error.message}")
+    if error is not None:
         connection.fail(request_id, error if isinstance(error, ShardKVError) else ShardKVError(str(error)))
         return
     results = bytes(len(write.keys)) if write.existed is None else bytes(map(_RESULT_BYTES.__getitem__, write.existed))

@@ -19,9 +19,10 @@ from shardkv.logs import event
 from shardkv.metadata.controller import check_shape, plan_cluster
 from shardkv.metadata.embedded import EmbeddedStore
 from shardkv.metadata.service import MetaService
-from shardkv.programs import EXIT_FAILED, EXIT_OK, port_problem, run
+from shardkv.programs import EXIT_FAILED, EXIT_OK, port_problem
 from shardkv.topology.documents import CLUSTER_KEY, ClusterDocument, decode_document
 from shardkv.transport.address import format_address
+from shardkv.transport.loop import run_program
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
 
@@ -45,7 +46,7 @@ class MetaOptions:
 
 def run_meta(options: MetaOptions) -> int:
     """Run until SIGTERM; returns the exit code. What went wrong is one sentence on standard error."""
-    return run(lambda stop: _serve(options, stop))
+    return run_program(lambda stop: _serve(options, stop))
 
 
 async def _serve(options: MetaOptions, stop: asyncio.Event) -> int:

@@ -2,8 +2,9 @@
 
 The owner's duties, for each group of writes:
     1. `group = log_group(writes)`   sequences and logs them with one write; at most one group is in flight
-    2. when `sync_due()`: run `target = sync_target()`, `target.sync()` anywhere, then `synced(target)` here,
-       or `fail(error)` when the sync raised; never sync again after that
+    2. `sync_group(group, done)`     calls `done(None)` once the group is as durable as the options ask; or, by hand:
+       when `sync_due()`, `target = sync_target()`, `target.sync()` in any thread, then `synced(target)`, or
+       `fail(error)` when the sync raised, and never another sync
     3. `apply_group(group)`          now reads see the writes, and they may be acknowledged
   - before 1, ask `write_refusal()`, and wait for `on_progress` while `stalled`;
   - a result of a background job arrives through `post`, which must run it in the owner's context.
@@ -25,8 +26,7 @@ from dataclasses import dataclass
 from shardkv.errors import InvalidArgument, StorageError, StoreClosed
 from shardkv.hybrid_clock import HybridClock
 from shardkv_node.engine import filenames
-from shardkv_node.engine.columns import PUT, SEQNO_MAX, TERM_MAX, make_version
-from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.columns import TERM_MAX, make_version
 from shardkv_node.engine.health import Health
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.log_writer import LogWriter
@@ -36,7 +36,9 @@ from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.merge import merge_page
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
+from shardkv_node.engine.sequencing import sequence
 from shardkv_node.engine.source import Page
+from shardkv_node.engine.syncer import Syncer, ThreadSyncer
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.vfs import Lock, OsVfs, Vfs
 from shardkv_node.engine.write import Group, Write
@@ -49,13 +51,14 @@ RECOVERED_SEGMENTS_MAX = 8
 
 @dataclass(slots=True, eq=False)
 class SyncTarget:
-    """What one sync will cover: everything in the log up to `offset`."""
+    """What one sync covers: everything in the log up to `offset`."""
 
     log: LogWriter
     offset: int
 
     def sync(self) -> None:
         """Blocks on the disk; may run in any thread. Raises `StorageError`, after which `Store.fail` is due."""
+        self.offset = self.log.offset  # what was written while this waited for its turn is covered too
         self.log.sync()
 
 
@@ -73,11 +76,12 @@ class Store:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic: Callable[[], float] = time.monotonic,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        syncer: Syncer | None = None,
     ) -> Store:
         """Open the store in `directory`, making it when the directory is empty or absent.
 
         `post` runs a callable in the owner's context: it is called from a worker's thread, or, with `workers` = 0,
-        from inside this store's own methods. Raises `ConfigError`, `StoreLocked`, `Corruption`,
+        from inside this store's own methods. `syncer`: a thread unless given. Raises `ConfigError`, `StoreLocked`, `Corruption`,
         `UnsupportedFormat`, `StoreMismatch`, `StorageError`; then nothing of the old state was changed.
         """
         options.validate()
@@ -87,7 +91,8 @@ class Store:
         clock = HybridClock()
         try:
             found = recover(vfs, directory, now_hlc=clock.tick(now_ms()), random_bytes=random_bytes)
-            store = cls(directory, options, found, lock, post, vfs, now_ms, monotonic, random_bytes)
+            syncer = syncer if syncer is not None else ThreadSyncer(post)
+            store = cls(directory, options, found, lock, post, vfs, now_ms, monotonic, random_bytes, syncer)
             store._start()
         except BaseException:
             lock.release()
@@ -105,6 +110,7 @@ class Store:
         now_ms: Callable[[], int],
         monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
+        syncer: Syncer,
     ) -> None:
         self.directory = directory
         self.options = options
@@ -125,9 +131,9 @@ class Store:
         }
         self._closed_segments = found.segments
         self._active_bytes = sum(memtable.resident_bytes for memtable in found.memtables.values())
+        self._syncer = syncer
         self._in_flight: Group | None = None
         self._syncing: LogWriter | None = None
-        self._last_sync_s = monotonic()
         self._stalls = 0
         self._writes = 0
         self.closed = False
@@ -156,7 +162,7 @@ class Store:
                 self._freeze()
             self.maintenance.schedule()
         except BaseException:
-            self.maintenance.close()
+            self.stop_background()
             self._close_files()
             raise
 
@@ -221,7 +227,7 @@ class Store:
             raise refusal
         self._require_idle()
         self._make_room()
-        accepted, entries = self._sequence(writes)
+        accepted, entries = sequence(writes, self._tablets, self.term)
         if entries:
             try:
                 self._log.append(entries, self._tick())
@@ -247,23 +253,45 @@ class Store:
             if write.done is not None:
                 write.done(write)
 
+    def sync_group(self, group: Group, done: Callable[[StorageError | None], None]) -> None:
+        """See the group synced as the durability mode asks, then call `done`, maybe before this returns.
+
+        `done(None)`: the group may be applied. `done(error)`: the store is poisoned and the group is given up.
+        """
+        durability = self.options.durability
+        if durability == "always" and group.accepted:
+            target = self.sync_target()
+            self._syncer.submit(target.sync, lambda error: done(self._sync_ended(target, error)))
+            return
+        if durability == "interval":
+            self._schedule_sync()
+        done(None)
+
+    def _schedule_sync(self) -> None:
+        """Have the log synced once the interval has passed, and again as long as something is not."""
+        if self._syncing is None and self._log.synced_offset < self._log.offset:
+            target = self.sync_target()
+
+            def ended(error: StorageError | None) -> None:
+                if self._sync_ended(target, error) is None:
+                    self._schedule_sync()
+
+            self._syncer.submit(target.sync, ended, delay_s=self.options.sync_interval_ms / 1000)
+
+    def _sync_ended(self, target: SyncTarget, error: StorageError | None) -> StorageError | None:
+        if error is None:
+            self.synced(target)
+            return None
+        return self.fail(error)
+
     def fail(self, error: Exception) -> StorageError:
-        """A sync failed: poison the store, fail the group in flight. Returns the error the writes got."""
-        poison = self.health.poison(error)
-        group, self._in_flight = self._in_flight, None
-        if group is not None:
-            for write in group.writes:
-                write.error = write.error or poison
-                if write.done is not None:
-                    write.done(write)
-        return poison
+        """A sync failed: poison the store and give up the group in flight. Returns the error its writes should get."""
+        self._in_flight = None
+        return self.health.poison(error)
 
     def sync_due(self) -> bool:
-        """Whether the durability mode asks for a sync now: always after a group, or when the interval has passed."""
-        durability = self.options.durability
-        if self._log.synced_offset == self._log.offset or durability == "os":
-            return False
-        return durability == "always" or self._monotonic() - self._last_sync_s >= self.options.sync_interval_ms / 1000
+        """Whether the durability mode asks for a sync before the group in flight is applied."""
+        return self.options.durability == "always" and self._log.synced_offset < self._log.offset
 
     def sync_target(self) -> SyncTarget:
         """The sync to run now. At most one at a time."""
@@ -273,12 +301,11 @@ class Store:
     def synced(self, target: SyncTarget) -> None:
         """A sync ended well: note it, and mark it in the log when nothing was written since."""
         self._syncing = None
-        self._last_sync_s = self._monotonic()
         log = target.log
         log.note_synced(target.offset)
         if log is not self._log:
             log.close()
-        elif log.offset == target.offset and not self.closed:
+        elif log.offset == target.offset and not self.closed and not self.health.poisoned:
             self._mark()
 
     def _mark(self) -> None:
@@ -368,17 +395,22 @@ class Store:
             found[f"level{level}_bytes"] = size
         return found
 
+    def stop_background(self) -> None:
+        """End worker and sync thread, for an owner whose `post` needs a lock: call it without the lock before `close`."""
+        self.maintenance.close()
+        self._syncer.close()
+
     def close(self) -> None:
         """Sync the log, end the workers, release the lock. Safe to call twice. Raises `StorageError` if the sync fails.
 
-        Requires: no group in flight, and that nobody in another thread waits for the owner in `post`.
+        A group still in flight stays in the log, not acknowledged. After a poisoning nothing is written.
         """
         if self.closed:
             return
         self.closed = True
         try:
-            self.maintenance.close()
-            if not self.health.poisoned and self._in_flight is None:
+            self.stop_background()
+            if not self.health.poisoned:
                 self._sync_to_the_end()
         finally:
             self._close_files()
@@ -445,39 +477,6 @@ class Store:
         self._active_bytes = 0
         self.maintenance.add_frozen(generation)
 
-    def _sequence(self, writes: Sequence[Write]) -> tuple[list[tuple[Write, Tablet]], list[WriteEntry]]:
-        """The writes that can be taken and their log entries, in order."""
-        accepted: list[tuple[Write, Tablet]] = []
-        entries: list[WriteEntry] = []
-        next_seqno: dict[int, int] = {}
-        pending: dict[int, dict[bytes, bool]] | None = {} if any(write.want_existed for write in writes) else None
-        for write in writes:
-            tablet = self._tablets.get(write.tablet)
-            if tablet is None:
-                write.error = self._unknown_tablet(write.tablet)
-                continue
-            seqno = next_seqno.get(tablet.number, tablet.last_seqno) + 1
-            if seqno > SEQNO_MAX:
-                write.error = StorageError(f"Tablet {tablet.number} has used up its sequence numbers.")
-                continue
-            next_seqno[tablet.number] = seqno
-            if pending is not None:
-                _note_existed(write, tablet, pending.setdefault(tablet.number, {}))
-            entries.append(
-                WriteEntry(
-                    tablet.number,
-                    self.term,
-                    seqno,
-                    write.token,
-                    write.keys,  # type: ignore[arg-type]
-                    write.kinds,
-                    0,
-                    write.values,  # type: ignore[arg-type]
-                )
-            )
-            accepted.append((write, tablet))
-        return accepted, entries
-
     def _tick(self) -> int:
         return self._clock.tick(self._now_ms())
 
@@ -485,11 +484,8 @@ class Store:
         tablet = self._tablets.get(number)
         if tablet is None or self.closed:
             self._require_open()
-            raise self._unknown_tablet(number)
+            raise InvalidArgument(f"This store has no tablet {number}.", detail={"tablet": number})
         return tablet
-
-    def _unknown_tablet(self, number: int) -> InvalidArgument:
-        return InvalidArgument(f"The store at {self.directory} has no tablet {number}.", detail={"tablet": number})
 
     def _require_open(self) -> None:
         if self.closed:
@@ -499,16 +495,3 @@ class Store:
         if self._in_flight is not None:
             raise RuntimeError("A group is in flight: apply it, or fail it, before this call.")
 
-
-def _note_existed(write: Write, tablet: Tablet, pending: dict[bytes, bool]) -> None:
-    """Fill in `existed` from `pending` (earlier in the group) and the tablet, and note what the write leaves behind."""
-    kinds = write.kinds
-    each = [kinds] * len(write.keys) if isinstance(kinds, int) else kinds
-    existed = []
-    for key, kind in zip(write.keys, each, strict=True):
-        if write.want_existed:
-            before = pending.get(key)
-            existed.append(tablet.get(key) is not None if before is None else before)
-        pending[key] = kind == PUT
-    if write.want_existed:
-        write.existed = existed

@@ -18,10 +18,10 @@ class Write:
     """Operations on one tablet, applied in order and atomically. The caller has checked keys and values."""
 
     tablet: int
-    keys: Sequence[bytes]
+    keys: list[bytes]
     kinds: int | bytes
     """columns.PUT or columns.DELETE: one for all operations, or one byte each."""
-    values: Sequence[bytes]
+    values: list[bytes]
     """One per key; b"" where the kind is DELETE."""
     token: Token | None = None
     want_existed: bool = False
