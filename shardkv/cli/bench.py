@@ -184,7 +184,8 @@ async def _work(db: AsyncClient[bytes], run: Run) -> None:
             if operation == READ:
                 await db.get(key)
             elif operation == SCAN:
-                run.rows += len([row async for row in db.scan(key, limit=chooser.scan_rows())])
+                rows = [row async for row in db.scan(key, limit=chooser.scan_rows())]
+                run.rows += len(rows)
             else:
                 if operation == MODIFY:
                     await db.get(key)

@@ -100,7 +100,7 @@ def _load(
                 if sidecar is not None:
                     _note(sidecar, lines, options, done)
     except ShardKVError as error:
-        raise _stopped(error, done, resumable=sidecar is not None) from error
+        raise _stopped(error, done, resumable=sidecar is not None and sidecar.exists()) from error
     if sidecar is not None:
         sidecar.unlink(missing_ok=True)
     return done

@@ -171,7 +171,7 @@ def _rows(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
             yield f"(more; the shell shows {RANGE_ROWS_MAX} rows, `shardkv scan` all)"
             return
         yield f"{printable(key)}\t{printable(value)}"
-    yield f"({count} rows)"
+    yield "(1 row)" if count == 1 else f"({count} rows)"
 
 
 def _batch(db: Client[bytes], words: list[str]) -> Iterator[str]:

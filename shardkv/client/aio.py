@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from shardkv.client import requests
 from shardkv.client.arguments import (
@@ -23,7 +23,6 @@ from shardkv.client.arguments import (
     DEFAULT_TIMEOUT_S,
     Decode,
     Out,
-    Text,
     as_given,
     as_text,
     to_addresses,
@@ -41,9 +40,7 @@ from shardkv.transport.address import format_address
 from shardkv.transport.peer import Peer
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import Context, Op, Page, RawReply, raw
-
-if TYPE_CHECKING:
-    from shardkv.write_batch import WriteBatch
+from shardkv.write_batch import Text, WriteBatch
 
 Key = TypeVar("Key", str, bytes)
 
@@ -141,8 +138,6 @@ class AsyncClient(Generic[Out]):
     @asynccontextmanager
     async def batch(self, *, timeout: float | None = None) -> AsyncIterator[WriteBatch]:
         """Collect puts and deletes and apply them at exit, atomic per shard; an exception inside applies nothing."""
-        from shardkv.write_batch import WriteBatch
-
         self._check_open()
         batch = WriteBatch()
         yield batch

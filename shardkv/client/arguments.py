@@ -1,7 +1,7 @@
-"""What users pass, turned into what goes on the wire: str becomes UTF-8 bytes, bytes stay, anything else is refused.
+"""What users pass to a client, checked and turned into what it works with; and what they get back.
 
-Invariant: what leaves here is `bytes`; a wrong type or a string that is not text raises InvalidArgument with a
-sentence that names the argument. Lengths are judged in `shardkv.wire.checks`.
+Invariant: whatever has the wrong type raises InvalidArgument with a sentence that names the argument. Single keys and
+values are packed by `shardkv.write_batch`, lengths judged in `shardkv.wire.checks`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from shardkv.errors import InvalidArgument
 from shardkv.transport.address import Address, parse_address
-
-Text: TypeAlias = str | bytes | bytearray | memoryview
-"""A key or a value as users write it."""
+from shardkv.write_batch import Text, pack_text
 
 Out = TypeVar("Out", bytes, str)
 Decode: TypeAlias = Callable[[bytes], Out]
@@ -24,26 +22,12 @@ DEFAULT_TIMEOUT_S = 5.0
 TIMEOUT_S_MAX = 7 * 24 * 3600.0
 
 
-def to_bytes(value: object, what: str) -> bytes:
-    """`value` as bytes; `what` names it in the error. Raises InvalidArgument."""
-    if isinstance(value, str):
-        try:
-            return value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(f"A {what} is not valid text: {error.reason} at character {error.start}.") from None
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    raise InvalidArgument(
-        f"A {what} must be str or bytes, not {type(value).__name__}.", hint="Encode it first, for example with json."
-    )
-
-
 def to_column(values: Iterable[Text], what: str) -> list[bytes]:
     """Several of them. A lone str or bytes is refused: it is hardly ever meant as a list of its characters."""
     if isinstance(values, str | bytes | bytearray | memoryview):
         raise InvalidArgument(f"Several {what}s are expected, not one {type(values).__name__}.", hint="Pass a list.")
     try:
-        return [value if type(value) is bytes else to_bytes(value, what) for value in values]
+        return [value if type(value) is bytes else pack_text(value, what) for value in values]
     except TypeError:
         raise InvalidArgument(f"Several {what}s are expected, not {type(values).__name__}.") from None
 

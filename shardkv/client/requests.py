@@ -11,17 +11,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from shardkv.client.arguments import Decode, Out, Text, to_bytes, to_column
+from shardkv.client.arguments import Decode, Out, to_column
 from shardkv.client.calls import EXISTED, Call, ReadCall, WriteCall
 from shardkv.errors import BatchTooLarge, InvalidArgument
 from shardkv.limits import MIB, Limits
 from shardkv.wire.checks import check_keys, check_values
 from shardkv.wire.messages import NOTHING, Kind, Op, decode_any
-
-if TYPE_CHECKING:
-    from shardkv.write_batch import WriteBatch
+from shardkv.write_batch import Text, WriteBatch, pack_text
 
 REQUEST_OPERATIONS = 1_000
 REQUEST_BYTES = 1 * MIB
@@ -37,21 +35,21 @@ Key = TypeVar("Key")
 
 def get(key: Text, limits: Limits) -> ReadCall:
     """Read one key."""
-    keys = [to_bytes(key, "key")]
+    keys = [pack_text(key, "key")]
     check_keys(keys, limits)
     return ReadCall(keys)
 
 
 def put(key: Text, value: Text, limits: Limits) -> WriteCall:
     """Write one key."""
-    keys, values = [to_bytes(key, "key")], [to_bytes(value, "value")]
+    keys, values = [pack_text(key, "key")], [pack_text(value, "value")]
     _check_columns(keys, values, limits)
     return WriteCall(PUT, keys, values, want_existed=False)
 
 
 def delete(key: Text, limits: Limits) -> WriteCall:
     """Delete one key and learn whether it existed."""
-    keys = [to_bytes(key, "key")]
+    keys = [pack_text(key, "key")]
     check_keys(keys, limits)
     return WriteCall(DELETE, keys, [b""], want_existed=True)
 
@@ -107,6 +105,8 @@ def delete_many(keys: Iterable[Text], limits: Limits) -> list[WriteCall]:
 
 def write(batch: WriteBatch, limits: Limits) -> list[WriteCall]:
     """A batch as one request, atomic per shard; no call for an empty one. Raises BatchTooLarge."""
+    if not isinstance(batch, WriteBatch):
+        raise InvalidArgument(f"write takes a WriteBatch, not {type(batch).__name__}.")
     keys, values = list(batch.keys), list(batch.values)
     if not keys:
         return []
@@ -119,8 +119,7 @@ def write(batch: WriteBatch, limits: Limits) -> list[WriteCall]:
             hint="Use several batches, or put_many and delete_many, which are cut as needed but are not atomic.",
         )
     _check_columns(keys, values, limits)
-    kinds = batch.kinds
-    return [WriteCall(kinds if isinstance(kinds, int) else bytes(kinds), keys, values, want_existed=False)]
+    return [WriteCall(bytes(batch.kinds), keys, values, want_existed=False)]
 
 
 def ping() -> Call:

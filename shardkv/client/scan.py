@@ -6,12 +6,12 @@ Ranges are half-open [start, stop); a prefix is the range [prefix, next_prefix(p
 
 from __future__ import annotations
 
-from shardkv.client.arguments import Text, to_bytes
 from shardkv.client.calls import Call
 from shardkv.errors import InvalidArgument, RemoteProtocolError
 from shardkv.limits import KIB, MIB, Limits
 from shardkv.wire.checks import check_range
 from shardkv.wire.messages import Op, Page, Scan, decode_page, raw
+from shardkv.write_batch import Text, pack_text
 
 PAGE_ROWS = 10_000
 PAGE_BYTES_FIRST = 64 * KIB
@@ -82,11 +82,11 @@ def plan_scan(
     limits: Limits,
 ) -> ScanPlan:
     """The plan of `scan`: [start, stop), within `prefix` when given. Raises InvalidRange, InvalidArgument."""
-    low = to_bytes(start, "range start")
-    high = None if stop is None else to_bytes(stop, "range stop")
+    low = pack_text(start, "range start")
+    high = None if stop is None else pack_text(stop, "range stop")
     check_range(low, high, limits)
     if prefix is not None:
-        within = to_bytes(prefix, "prefix")
+        within = pack_text(prefix, "prefix")
         check_range(within, None, limits)
         end = next_prefix(within)
         low = max(low, within)
@@ -98,7 +98,7 @@ def plan_range(
     start: Text, last: Text, *, limit: int | None, reverse: bool, keys_only: bool, limits: Limits
 ) -> ScanPlan:
     """The plan of `get_range`: from `start` to `last`, both included."""
-    low, high = to_bytes(start, "range start"), to_bytes(last, "range end")
+    low, high = pack_text(start, "range start"), pack_text(last, "range end")
     check_range(low, high, limits)
     return ScanPlan(low, high + b"\0", limit=_check_limit(limit), reverse=bool(reverse), keys_only=bool(keys_only))
 

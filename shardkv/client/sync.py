@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from shardkv.client import requests
 from shardkv.client.arguments import (
@@ -20,7 +20,6 @@ from shardkv.client.arguments import (
     DEFAULT_TIMEOUT_S,
     Decode,
     Out,
-    Text,
     as_given,
     as_text,
     to_addresses,
@@ -35,9 +34,7 @@ from shardkv.errors import Draining, InvalidArgument, ShardKVError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import Page
-
-if TYPE_CHECKING:
-    from shardkv.write_batch import WriteBatch
+from shardkv.write_batch import Text, WriteBatch
 
 Key = TypeVar("Key", str, bytes)
 
@@ -149,8 +146,6 @@ class Client(Generic[Out]):
     @contextmanager
     def batch(self, *, timeout: float | None = None) -> Iterator[WriteBatch]:
         """Collect puts and deletes and apply them at exit, atomic per shard; an exception inside applies nothing."""
-        from shardkv.write_batch import WriteBatch
-
         self._check_open()
         batch = WriteBatch()
         yield batch
