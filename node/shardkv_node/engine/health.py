@@ -35,7 +35,7 @@ class Health:
         self._monotonic = monotonic
         self._check_at = monotonic()
         self._free_bytes = reserve_bytes
-        self.cause: Exception | None = None
+        self.cause: BaseException | None = None
         """What poisoned the store."""
         self.background: StorageError | None = None
         """Why the last flush or compaction failed; None once one succeeded."""
@@ -44,7 +44,7 @@ class Health:
     def poisoned(self) -> bool:
         return self.cause is not None
 
-    def poison(self, cause: Exception) -> StorePoisoned:
+    def poison(self, cause: BaseException) -> StorePoisoned:
         """Take no more writes, for good. Returns the error for the writes at hand; the first cause is kept."""
         if self.cause is None:
             self.cause = cause

@@ -114,6 +114,7 @@ class Maintenance:
         self._tables: dict[str, Table] = {}
         self._flush_running = False
         self._compaction_running = False
+        self._full_compaction_running = False
         self._compact_all: set[int] = set()
         self._retry_at = 0.0
         self._closed = False
@@ -159,6 +160,11 @@ class Maintenance:
     @property
     def most_level0_tables(self) -> int:
         return max((len(tablet.level0) for tablet in self._tablets.values()), default=0)
+
+    @property
+    def full_compaction_pending(self) -> bool:
+        """A requested full compaction has not ended yet."""
+        return bool(self._compact_all) or self._full_compaction_running
 
     def add_frozen(self, generation: Generation) -> None:
         self.frozen.append(generation)
@@ -293,6 +299,7 @@ class Maintenance:
             self._compact_all.discard(number)
             task = pick_all(self._state.tablets[number].levels)
             if task is not None:
+                self._full_compaction_running = True
                 return number, task
         for number in self._tablets:
             task = pick(self._state.tablets[number].levels, self._picker, self._cursors.get(number))
@@ -318,7 +325,7 @@ class Maintenance:
         self._runner.submit(job, lambda outcome: self._compaction_ended(number, task, outcome))
 
     def _compaction_ended(self, number: int, task: CompactionTask, outcome: Outcome) -> None:
-        self._compaction_running = False
+        self._compaction_running = self._full_compaction_running = False
         if self._closed or self._health.poisoned:
             return
         try:

@@ -81,8 +81,8 @@ class Store:
         """Open the store in `directory`, making it when the directory is empty or absent.
 
         `post` runs a callable in the owner's context: it is called from a worker's thread, or, with `workers` = 0,
-        from inside this store's own methods. `syncer`: a thread unless given. Raises `ConfigError`, `StoreLocked`, `Corruption`,
-        `UnsupportedFormat`, `StoreMismatch`, `StorageError`; then nothing of the old state was changed.
+        from inside this store's own methods. `syncer`: a thread unless given.
+        Raises `ConfigError`, `StoreLocked`, `Corruption`, `UnsupportedFormat`, `StoreMismatch`, `StorageError`; then nothing of the old state was changed.
         """
         options.validate()
         vfs = vfs if vfs is not None else OsVfs()
@@ -249,6 +249,7 @@ class Store:
             before = memtable.resident_bytes
             memtable.apply(write.keys, write.kinds, write.version, write.values)
             self._active_bytes += memtable.resident_bytes - before
+            write.applied = True
         for write in group.writes:
             if write.done is not None:
                 write.done(write)
@@ -264,17 +265,17 @@ class Store:
             self._syncer.submit(target.sync, lambda error: done(self._sync_ended(target, error)))
             return
         if durability == "interval":
-            self._schedule_sync()
+            self.schedule_sync()
         done(None)
 
-    def _schedule_sync(self) -> None:
+    def schedule_sync(self) -> None:
         """Have the log synced once the interval has passed, and again as long as something is not."""
         if self._syncing is None and self._log.synced_offset < self._log.offset:
             target = self.sync_target()
 
             def ended(error: StorageError | None) -> None:
                 if self._sync_ended(target, error) is None:
-                    self._schedule_sync()
+                    self.schedule_sync()
 
             self._syncer.submit(target.sync, ended, delay_s=self.options.sync_interval_ms / 1000)
 
@@ -284,7 +285,7 @@ class Store:
             return None
         return self.fail(error)
 
-    def fail(self, error: Exception) -> StorageError:
+    def fail(self, error: BaseException) -> StorageError:
         """A sync failed: poison the store and give up the group in flight. Returns the error its writes should get."""
         self._in_flight = None
         return self.health.poison(error)
@@ -355,7 +356,7 @@ class Store:
         if refusal is not None:
             raise refusal
         self._require_idle()
-        if any(tablet.active.cells for tablet in self._tablets.values()):
+        if self.memory_rows:
             self._freeze()
         else:
             self.maintenance.schedule()
@@ -364,6 +365,11 @@ class Store:
         """Have every tablet merged into one level; `maintenance.idle` once that is done."""
         self._require_open()
         self.maintenance.request_full_compaction()
+
+    @property
+    def memory_rows(self) -> int:
+        """Rows not yet handed to a flush."""
+        return sum(len(tablet.active) for tablet in self._tablets.values())
 
     def stats(self) -> dict[str, int]:
         """Facts for people and metrics; plain ints."""
@@ -374,7 +380,7 @@ class Store:
             "writes": self._writes,
             "stalls": self._stalls,
             "memtable_bytes": self._active_bytes,
-            "memtable_rows": sum(len(tablet.active) for tablet in self._tablets.values()),
+            "memtable_rows": self.memory_rows,
             "frozen_memtables": len(maintenance.frozen),
             "frozen_bytes": frozen_bytes,
             "log_bytes": self._log.offset,
@@ -396,7 +402,7 @@ class Store:
         return found
 
     def stop_background(self) -> None:
-        """End worker and sync thread, for an owner whose `post` needs a lock: call it without the lock before `close`."""
+        """End worker and sync thread. An owner whose `post` takes a lock calls it without the lock, then `close`."""
         self.maintenance.close()
         self._syncer.close()
 
@@ -494,4 +500,3 @@ class Store:
     def _require_idle(self) -> None:
         if self._in_flight is not None:
             raise RuntimeError("A group is in flight: apply it, or fail it, before this call.")
-

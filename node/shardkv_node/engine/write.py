@@ -32,6 +32,8 @@ class Write:
     """Given at sequencing; 0 before."""
     existed: list[bool] | None = None
     """With `want_existed`: for each operation, whether its key existed just before it."""
+    applied: bool = False
+    """It is visible, and as durable as the options ask."""
     error: Exception | None = None
 
 

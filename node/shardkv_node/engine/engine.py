@@ -1,0 +1,432 @@
+"""`Engine`: the storage engine for use inside a program: one ordered map of bytes to bytes, for many threads.
+
+    with Engine.open("data") as engine:
+        engine.put("user:1", "Alice")
+        engine.get("user:1")                       # b"Alice"
+        for key, value in engine.scan(prefix="user:"):
+            ...
+
+Group commit by leader: a thread that wants to write queues its write; if nobody leads, it logs and syncs everything
+queued, for all. The mutex is free during the sync, so that others read and queue meanwhile.
+
+Invariants: a call that returned is durable as the `durability` option says; the store is touched only under the
+mutex; a child made by `os.fork` can use nothing of it, since log and lock belong to the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, overload
+
+from shardkv.errors import (
+    ConfigError,
+    InvalidArgument,
+    InvalidKey,
+    InvalidRange,
+    KeyTooLarge,
+    ShardKVError,
+    StoreClosed,
+    ValueTooLarge,
+)
+from shardkv.write_batch import Text, WriteBatch, pack_text
+from shardkv_node.engine.columns import DELETE, PUT
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.recovery import RecoveryReport
+from shardkv_node.engine.source import Page
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import attempt
+from shardkv_node.engine.vfs import Vfs
+from shardkv_node.engine.write import Write
+
+LABEL = b"default"
+GROUP_BYTES_MAX = 16 * 1024 * 1024
+"""A leader takes no more than this into one group, unless one write alone is larger."""
+PAGE_BYTES = 256 * 1024
+"""What a scan reads at a time."""
+_WAIT_S = 0.5
+"""How often a waiting writer looks whether the store takes writes at all."""
+
+
+class Engine:
+    """Made by `Engine.open`. Keys and values are str (stored as UTF-8) or bytes; results are bytes."""
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *, vfs: Vfs | None = None, **options: Any) -> Engine:
+        """Open the store in `directory`, making it if there is none. Options: see `Options`.
+
+        Raises `ConfigError`, `StoreLocked`, `Corruption`, `UnsupportedFormat`, `StorageError`.
+        """
+        unknown = sorted(set(options) - set(Options.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(sorted(Options.__dataclass_fields__))
+            raise ConfigError([f"{name}: there is no such option; known are {known}." for name in unknown])
+        return cls(os.fspath(directory), Options(**options), vfs)
+
+    def __init__(self, directory: str, options: Options, vfs: Vfs | None) -> None:
+        self.directory = directory
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
+        self._pid = os.getpid()
+        self._queue: list[Write] = []
+        self._leading = False
+        self._closed = False
+        self._interval = options.durability == "interval"
+        self._key_bytes_max = options.key_bytes_max
+        self._value_bytes_max = options.value_bytes_max
+        with self._mutex:
+            self._store = Store.open(directory, options, post=self._post, vfs=vfs)
+            self._store.on_progress = self._changed.notify_all
+            label_to_tablet = {label: number for number, label in self._store.tablets.items()}
+            found = label_to_tablet.get(LABEL)
+            self._tablet = self._store.create_tablet(LABEL) if found is None else found
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- writing ---
+
+    def put(self, key: Text, value: Text) -> None:
+        """Store the value under the key, replacing what was there."""
+        self._submit(Write(self._tablet, [self._key(key)], PUT, [self._value(value)]))
+
+    def delete(self, key: Text) -> bool:
+        """Remove the key. Returns whether it existed."""
+        write = Write(self._tablet, [self._key(key)], DELETE, [b""], want_existed=True)
+        self._submit(write)
+        return bool(write.existed and write.existed[0])
+
+    def write(self, batch: WriteBatch) -> None:
+        """Apply all operations of the batch, in order, or none. The batch stays as it is."""
+        if not isinstance(batch, WriteBatch):
+            raise InvalidArgument(f"A WriteBatch is expected, not {type(batch).__name__}.")
+        if not len(batch):
+            self._check_usable()
+            return
+        keys, kinds, values = list(batch.keys), bytes(batch.kinds), list(batch.values)
+        self._check_lengths(keys, values)
+        self._submit(Write(self._tablet, keys, kinds[0] if len(set(kinds)) == 1 else kinds, values))
+
+    def put_many(self, items: Iterable[tuple[Text, Text]] | dict[Any, Any]) -> None:
+        """Store all pairs as one atomic batch."""
+        batch = WriteBatch()
+        for key, value in items.items() if isinstance(items, dict) else items:
+            batch.put(key, value)
+        self.write(batch)
+
+    # --- reading ---
+
+    def get(self, key: Text) -> bytes | None:
+        """The value, or None when the key does not exist."""
+        packed = self._key(key)
+        self._check_usable()
+        with self._mutex:
+            return self._store.get(self._tablet, packed)
+
+    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
+        """A value or None for each key, in the order asked; all from one moment."""
+        packed = [self._key(key) for key in keys]
+        self._check_usable()
+        with self._mutex:
+            return self._store.get_many(self._tablet, packed)
+
+    @overload
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+    ) -> Iterator[tuple[bytes, bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: Literal[True],
+    ) -> Iterator[bytes]: ...
+
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]] | Iterator[bytes]:
+        """(key, value) pairs, or keys, of [start, stop) in key order; `prefix` narrows it, `limit` bounds the count.
+
+        Read in pages: a key that exists for the whole scan is given exactly once; one that is written meanwhile
+        may or may not be. Raises `InvalidRange` when `stop` is before `start`.
+        """
+        low, high = _bounds(start, stop, prefix)
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+            raise InvalidArgument(f"A limit is a whole number of at least 0, not {limit!r}.")
+        self._check_usable()
+        pages = self._pages(low, high, limit, reverse=reverse, keys_only=keys_only)
+        if keys_only:
+            return (key for page in pages for key in page.keys)
+        return (pair for page in pages for pair in zip(page.keys, page.values, strict=True))
+
+    def _pages(
+        self, start: bytes, stop: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
+    ) -> Iterator[Page]:
+        while limit is None or limit > 0:
+            self._check_usable()
+            with self._mutex:
+                page = self._store.scan_page(
+                    (self._tablet,),
+                    start,
+                    stop,
+                    reverse=reverse,
+                    limit=limit,
+                    bytes_max=PAGE_BYTES,
+                    keys_only=keys_only,
+                )
+            yield page
+            if page.frontier is None:
+                return
+            limit = None if limit is None else limit - len(page.keys)
+            start, stop = (start, page.frontier) if reverse else (page.frontier, stop)
+
+    # --- maintenance ---
+
+    @property
+    def recovery(self) -> RecoveryReport:
+        """What opening found: torn tails, replayed writes, swept files."""
+        return self._store.recovery
+
+    def flush(self) -> None:
+        """Write what is in memory to tables, and wait for it. Raises `StorageError` when that fails."""
+        self._check_usable()
+        with self._mutex:
+            self._flush()
+
+    def compact(self) -> None:
+        """Flush, then merge all tables into one level, and wait for it: frees what overwritten and deleted rows hold.
+
+        Raises `StorageError` when that fails.
+        """
+        self._check_usable()
+        with self._mutex:
+            self._flush()
+            self._store.request_compaction()
+            self._wait_for(lambda: not self._store.maintenance.full_compaction_pending)
+
+    def stats(self) -> dict[str, int]:
+        """Facts for people and metrics."""
+        self._check_usable()
+        with self._mutex:
+            return self._store.stats()
+
+    def close(self) -> None:
+        """Finish the writes under way, sync, and release the directory. Safe to call twice, from any thread."""
+        if os.getpid() != self._pid:
+            return
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+            while self._leading:
+                self._changed.wait()
+        self._store.stop_background()
+        with self._mutex:
+            self._store.close()
+
+    # --- inside ---
+
+    def _post(self, call: Callable[[], None]) -> None:
+        with self._mutex:
+            call()
+            self._changed.notify_all()
+
+    def _submit(self, write: Write) -> None:
+        """Queue the write and see it through, as leader or by waiting for one."""
+        self._check_usable()
+        with self._mutex:
+            self._queue.append(write)
+            try:
+                while not (write.applied or write.error):
+                    if self._leading:
+                        self._changed.wait()
+                    else:
+                        self._lead()
+            except BaseException:  # an interrupted caller takes back what no group has taken yet
+                if write in self._queue:
+                    self._queue.remove(write)
+                raise
+        if write.error is not None:
+            raise write.error
+
+    def _lead(self) -> None:
+        """Log, sync and apply what is queued, up to a bound. Every write taken gets its outcome."""
+        self._leading = True
+        taken: list[Write] = []
+        try:
+            self._wait_for_room()
+            taken = self._take()
+            self._commit(taken)
+        except ShardKVError as error:
+            for write in taken or self._take():
+                write.error = error
+        except BaseException as error:  # an interrupt between log and apply: what the log holds is not known
+            for write in taken:
+                write.error = write.error or self._store.fail(error)
+            raise
+        finally:
+            self._leading = False
+            self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
+        """Return when the store takes writes. Raises why it will not."""
+        store = self._store
+        while True:
+            if self._closed:
+                raise self._closed_error()
+            refusal = store.write_refusal()
+            if refusal is not None:
+                raise refusal
+            if not store.stalled:
+                return
+            self._changed.wait(_WAIT_S)
+
+    def _take(self) -> list[Write]:
+        queue = self._queue
+        if len(queue) > 1:
+            size = 0
+            for count, write in enumerate(queue):
+                size += sum(map(len, write.keys)) + sum(map(len, write.values))
+                if count and size > GROUP_BYTES_MAX:
+                    self._queue = queue[count:]
+                    return queue[:count]
+        self._queue = []
+        return queue
+
+    def _commit(self, writes: list[Write]) -> None:
+        """One group through all its stages. The mutex is free while the disk syncs."""
+        store = self._store
+        group = store.log_group(writes)
+        if store.sync_due():
+            target = store.sync_target()
+            self._mutex.release()
+            try:
+                problem = attempt(target.sync)
+            finally:
+                self._mutex.acquire()
+            if problem is not None:
+                raise store.fail(problem)
+            store.synced(target)
+        elif self._interval:
+            store.schedule_sync()
+        store.apply_group(group)
+
+    def _flush(self) -> None:
+        """Freeze between two groups, then wait until what was frozen is in tables."""
+        while self._leading:
+            self._changed.wait()
+        self._check_usable()
+        store = self._store
+        while store.maintenance.frozen and store.memory_rows:
+            self._wait_for(lambda: not store.maintenance.frozen)  # never more frozen than the options allow
+            while self._leading:
+                self._changed.wait()
+        store.flush()
+        frozen = store.maintenance.frozen
+        last = frozen[-1] if frozen else None
+        self._wait_for(lambda: last not in frozen)
+
+    def _wait_for(self, met: Callable[[], bool]) -> None:
+        """Wait for background work. Raises why it will not come to an end."""
+        store = self._store
+        while not met():
+            if self._closed:
+                raise self._closed_error()
+            problem = store.write_refusal() or store.health.background
+            if problem is not None:
+                raise problem
+            self._changed.wait(_WAIT_S)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+        if os.getpid() != self._pid:
+            raise StoreClosed(
+                f"The store at {self.directory} was opened by process {self._pid}; a forked child cannot use it.",
+                hint="Open it after the fork, in one process only, or run a node and use a client.",
+            )
+
+    def _closed_error(self) -> StoreClosed:
+        return StoreClosed(f"The store at {self.directory} is closed.", hint="Open it again to use it.")
+
+    def _key(self, key: Text) -> bytes:
+        packed = pack_text(key, "key")
+        if not packed:
+            raise InvalidKey("A key is empty.", hint="Use at least one byte.")
+        if len(packed) > self._key_bytes_max:
+            raise KeyTooLarge(
+                f"A key is {len(packed)} bytes long; the limit is {self._key_bytes_max} bytes.",
+                detail={"bytes": len(packed), "limit": self._key_bytes_max},
+                hint="Use a shorter key, for example a hash of this one.",
+            )
+        return packed
+
+    def _value(self, value: Text) -> bytes:
+        packed = pack_text(value, "value")
+        if len(packed) > self._value_bytes_max:
+            raise ValueTooLarge(
+                f"A value is {len(packed)} bytes long; the limit is {self._value_bytes_max} bytes.",
+                detail={"bytes": len(packed), "limit": self._value_bytes_max},
+                hint="Cut it into several values.",
+            )
+        return packed
+
+    def _check_lengths(self, keys: list[bytes], values: list[bytes]) -> None:
+        lengths = list(map(len, keys))
+        if not min(lengths) or max(lengths) > self._key_bytes_max:
+            for key in keys:
+                self._key(key)
+        if max(map(len, values)) > self._value_bytes_max:
+            for value in values:
+                self._value(value)
+
+
+def _bounds(start: Text, stop: Text | None, prefix: Text | None) -> tuple[bytes, bytes | None]:
+    """The range to scan, as [start, stop) with None for no end."""
+    low = pack_text(start, "start of a range")
+    high = None if stop is None else pack_text(stop, "end of a range")
+    if high is not None and high < low:
+        raise InvalidRange(
+            f"The range stops at {high[:40]!r}, before it starts at {low[:40]!r}.",
+            hint="Give the smaller key first; use reverse to read backwards.",
+        )
+    if prefix is None:
+        return low, high
+    first = pack_text(prefix, "prefix")
+    after = prefix_end(first)
+    low = max(low, first)
+    high = after if high is None else high if after is None else min(high, after)
+    return low, high if high is None or high > low else low
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """The first key after all keys with this prefix; None when there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
