@@ -1,0 +1,162 @@
+"""What a cluster on this machine should consist of: the configuration over what was decided at the first start.
+
+Invariant: the shape of an existing cluster is never changed silently. What was not asked for is taken from the first
+start; what was asked for and differs is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardkv.config import ClusterSection, Config
+from shardkv.errors import LaunchError
+from shardkv.launcher.ports import free_port, meta_port_for
+from shardkv.launcher.state import ClusterFile, Layout
+from shardkv.transport.address import format_address, is_loopback
+
+META = "meta"
+INNER_HOST = "127.0.0.1"
+"""Where the metadata process and the nodes listen: only routers are for others."""
+WILDCARDS = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process: how it is called and started."""
+
+    name: str
+    role: str
+    command: tuple[str, ...]
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a launcher needs to know."""
+
+    layout: Layout
+    file: ClusterFile
+    routers: int
+    bind: str
+    config: Config
+    config_file: str | None
+
+    @property
+    def meta_address(self) -> str:
+        return format_address(INNER_HOST, self.file.meta_port)
+
+    @property
+    def address(self) -> str:
+        """Where clients on this machine connect."""
+        return local_address(self.bind, self.file.port)
+
+
+def local_address(bind: str, port: int) -> str:
+    """An address that reaches, from this machine, what is bound to `bind`."""
+    return format_address(INNER_HOST if bind in WILDCARDS else bind, port)
+
+
+def make_plan(config: Config, layout: Layout, known: ClusterFile | None, config_file: str | None) -> Plan:
+    """The plan for `config`, given what an earlier start left behind. Raises LaunchError."""
+    asked = config.cluster
+    if known is not None:
+        _check_shape(config, known, layout)
+    port = asked.port if known is None or "cluster.port" in config.given else known.port
+    if port == 0:
+        port = known.port if known is not None else free_port(asked.bind, near=7400)
+    shape = _shape_of(asked) if known is None else known
+    file = ClusterFile(
+        nodes=shape.nodes,
+        partition=shape.partition,
+        shards=shape.shards,
+        split_at=shape.split_at,
+        port=port,
+        meta_port=known.meta_port if known is not None else free_port(INNER_HOST, near=meta_port_for(port)),
+    )
+    return Plan(layout, file, asked.routers, asked.bind, config, config_file)
+
+
+def _shape_of(asked: ClusterSection) -> ClusterFile:
+    cuts = sorted(set(asked.split_at) - {""})
+    return ClusterFile(
+        nodes=asked.nodes, partition=asked.partition, shards=asked.shards, split_at=cuts, port=0, meta_port=0
+    )
+
+
+def _check_shape(config: Config, known: ClusterFile, layout: Layout) -> None:
+    asked, given = _shape_of(config.cluster), config.given
+    where = f"The cluster in {layout.directory} was made with"
+    if "cluster.nodes" in given and asked.nodes != known.nodes:
+        raise LaunchError(
+            f"{where} {_count(known.nodes, 'node')}; the number of nodes cannot be changed yet.",
+            hint=f"Ask for {known.nodes}, or choose another --data-dir.",
+        )
+    differs = {
+        "partition": "cluster.partition" in given and asked.partition != known.partition,
+        "shards": {"cluster.shards", "cluster.split_at"} & given and asked.shards != known.shards,
+        "split_at": "cluster.split_at" in given and asked.split_at != known.split_at,
+    }
+    if any(differs.values()):
+        cuts = f", split at {', '.join(known.split_at)}" if known.split_at else ""
+        raise LaunchError(
+            f"{where} partition {known.partition} and {_count(known.shards, 'shard')}{cuts}; "
+            "these are fixed when a cluster is made.",
+            hint="Leave --partition, --shards and split_at out, or choose another --data-dir.",
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+# Commands
+
+
+def process_specs(plan: Plan) -> list[ProcessSpec]:
+    """The processes of the cluster: the metadata process, the nodes, the routers."""
+    nodes = [_node(plan, number) for number in range(1, plan.file.nodes + 1)]
+    routers = [_router(plan, number) for number in range(1, plan.routers + 1)]
+    return [_meta(plan), *nodes, *routers]
+
+
+def _meta(plan: Plan) -> ProcessSpec:
+    file = plan.file
+    arguments = ["--data-dir", str(plan.layout.data_of(META)), "--bind", INNER_HOST, "--port", str(file.meta_port)]
+    arguments += ["--nodes", str(file.nodes), "--partition", file.partition, "--shards", str(file.shards)]
+    for key in file.split_at:
+        arguments += ["--split-at", key]
+    return _spec(plan, META, "meta", ["shardkv", "meta", "run"], arguments)
+
+
+def _node(plan: Plan, number: int) -> ProcessSpec:
+    name = f"node-{number}"
+    engine, given = plan.config.engine, plan.config.given
+    arguments = ["--name", name, "--meta", plan.meta_address, "--data-dir", str(plan.layout.data_of(name))]
+    arguments += ["--bind", INNER_HOST, "--advertise", INNER_HOST, "--port", "0"]
+    if "engine.memtable_bytes_max" in given:
+        arguments += ["--memtable-bytes", str(engine.memtable_bytes_max)]
+    if "engine.durability" in given:
+        arguments += ["--durability", engine.durability]
+    return _spec(plan, name, "node", ["shardkv_node", "run"], arguments)
+
+
+def _router(plan: Plan, number: int) -> ProcessSpec:
+    name = f"router-{number}"
+    arguments = ["--name", name, "--meta", plan.meta_address, "--bind", plan.bind, "--port", str(plan.file.port)]
+    advertise = plan.config.cluster.advertise or (INNER_HOST if plan.bind in WILDCARDS else plan.bind)
+    arguments += ["--advertise", advertise]
+    if plan.routers > 1:
+        arguments.append("--reuse-port")
+    if not is_loopback(plan.bind):
+        arguments.append("--insecure")
+    return _spec(plan, name, "router", ["shardkv_router", "run"], arguments)
+
+
+def _spec(plan: Plan, name: str, role: str, program: list[str], arguments: list[str]) -> ProcessSpec:
+    log = plan.layout.log_of(name)
+    common = ["--log-file", str(log)]
+    if plan.config_file is not None:
+        common += ["--config", str(Path(plan.config_file).absolute())]
+    return ProcessSpec(name, role, (sys.executable, "-P", "-m", *program, *arguments, *common), log)

@@ -1,0 +1,100 @@
+"""Starting, finding again and signalling operating system processes.
+
+Invariant: a signal is sent through a pidfd, taken before the process was recognised as ours, so it can never reach
+a stranger that was given the same pid.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from shardkv.errors import LaunchError
+from shardkv.launcher.plan import ProcessSpec
+from shardkv.launcher.state import ProcessRecord, birth_of
+
+LAST_WORDS_BYTES = 4096
+
+
+class RunningProcess:
+    """A live process, started here or taken over. `fd` becomes readable when it ends."""
+
+    def __init__(self, pid: int, birth: str, fd: int, popen: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self.birth = birth
+        self.fd = fd
+        self.reaped = False
+        self._popen = popen
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens when the process has ended."""
+        try:
+            signal.pidfd_send_signal(self.fd, number)
+        except ProcessLookupError:
+            return
+
+    def ended(self) -> bool:
+        return bool(select.select([self.fd], [], [], 0)[0])
+
+    def reap(self) -> int | None:
+        """Close the books of an ended process; its exit code, negative for a signal, None for one taken over."""
+        self.reaped = True
+        os.close(self.fd)
+        return self._popen.wait() if self._popen is not None else None
+
+
+def start(spec: ProcessSpec, directory: Path) -> RunningProcess:
+    """Start a process in a session of its own, so that neither Ctrl-C nor our death reaches it. Raises LaunchError.
+
+    Its output goes to its log from the first byte on.
+    """
+    try:
+        with open(spec.log, "ab") as log:
+            popen = subprocess.Popen(
+                spec.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=directory,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise LaunchError(f"{spec.name} could not be started: {error}.") from error
+    fd = os.pidfd_open(popen.pid)
+    return RunningProcess(popen.pid, birth_of(popen.pid) or "", fd, popen)
+
+
+def take_over(record: ProcessRecord) -> RunningProcess | None:
+    """The recorded process, if it still runs."""
+    if record.pid <= 0:
+        return None
+    try:
+        fd = os.pidfd_open(record.pid)
+    except OSError:
+        return None
+    if birth_of(record.pid) != record.birth:
+        os.close(fd)
+        return None
+    return RunningProcess(record.pid, record.birth, fd, None)
+
+
+def wait_for_end(processes: Iterable[RunningProcess], timeout_s: float) -> None:
+    """Wait until one of them has ended, or the time is up."""
+    select.select([process.fd for process in processes], [], [], max(0.0, timeout_s))
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that says something; empty when there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LAST_WORDS_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else ""
