@@ -65,7 +65,8 @@ class NodeService:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
         keys = decode_read(request.payload).keys
         check_keys(keys, self._limits)
-        connection.reply(request.id, ReadReply(self._store.get_many(tablet, keys)))
+        values = self._store.get_many(tablet, keys)
+        connection.reply(request.id, ReadReply(values), size_bytes=sum(map(len, filter(None, values))))
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
@@ -99,7 +100,8 @@ class NodeService:
         )
         covered = [shard for shard, _ in asked.shards]
         values = None if asked.keys_only else page.values
-        connection.reply(request.id, Page(page.keys, values, page.frontier, covered))
+        size_bytes = min(asked.page_bytes, PAGE_BYTES_MAX)
+        connection.reply(request.id, Page(page.keys, values, page.frontier, covered), size_bytes=size_bytes)
 
     def _status(self, connection: Connection, request: Request, deadline: float | None) -> None:
         connection.reply(request.id, self.status())

@@ -131,7 +131,8 @@ def _answer(connection: Connection, request_id: int, answer: msgspec.Raw | msgsp
     if isinstance(answer, ShardKVError):
         connection.fail(request_id, answer)
     else:
-        connection.reply(request_id, answer)
+        size_bytes = len(answer) if isinstance(answer, msgspec.Raw) else 0
+        connection.reply(request_id, answer, size_bytes=size_bytes)
 
 
 async def _answer_with(connection: Connection, request_id: int, coroutine: Any) -> None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from shardkv.errors import (
     BatchTooLarge,
+    DeadlineExceeded,
     Draining,
     LocalProtocolError,
+    OutcomeUnknown,
     Overloaded,
     ProtocolError,
     RemoteProtocolError,
@@ -26,7 +29,7 @@ from shardkv.errors import (
 )
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
-from shardkv.transport.outbox import encode_frames, set_socket_options
+from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
 from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
@@ -113,16 +116,20 @@ class Server:
         await asyncio.sleep(0)
 
     def _sweep(self) -> None:
-        """Close connections that say no hello, or nothing at all for too long."""
+        """End what has taken too long: silent connections, and requests past their deadline."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for connection in list(self.connections):
-            connection.close_if_silent(now)
+            connection.sweep(now)
         self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
 
 class Connection(asyncio.Protocol):
-    """One accepted connection. `peer` is None until its hello was accepted."""
+    """One accepted connection. `peer` is None until its hello was accepted.
+
+    A request is waiting (decoded, not handed over), open (handed over, not answered) or answered. Requests wait while
+    as many are open, or as many bytes unread by the peer, as the limits allow.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -130,9 +137,11 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder(server.limits.hello_bytes_max)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._open: dict[int, int] = {}
+        self._waiting: deque[tuple[Request, float | None, int]] = deque()
+        self._open: dict[int, tuple[int, float | None, int]] = {}
         self._open_bytes = 0
         self._replies: list[Reply] = []
+        self._reply_bytes = 0
         self._flush_due = False
         self._reading = True
         self._writable = True
@@ -145,7 +154,7 @@ class Connection(asyncio.Protocol):
     @property
     def in_flight(self) -> int:
         """Requests not answered yet, and replies not sent yet."""
-        return len(self._open) + len(self._replies)
+        return len(self._waiting) + len(self._open) + len(self._replies)
 
     @property
     def closed(self) -> bool:
@@ -155,18 +164,25 @@ class Connection(asyncio.Protocol):
         """What the peer registered under this number."""
         return self._contexts.get(ctx)
 
-    def reply(self, request_id: int, payload: Any) -> None:
-        """Answer a request: `payload` is a message, a Raw, or anything msgpack can hold."""
-        self._answer(Reply(request_id, OK, payload))
+    def reply(self, request_id: int, payload: Any, *, size_bytes: int = 0) -> None:
+        """Answer a request: `payload` is a message, a Raw, or anything msgpack can hold.
+
+        `size_bytes`: about how large it is, when it may be large: large replies are sent at once, so that few of them
+        are in memory twice.
+        """
+        if self._open.get(request_id) is not None:
+            self._answer(Reply(request_id, OK, payload), size_bytes)
 
     def fail(self, request_id: int, error: ShardKVError) -> None:
         """Answer a request with an error."""
-        self._answer(error_reply(request_id, error))
+        if self._open.get(request_id) is not None:
+            self._answer(error_reply(request_id, error))
 
     def close(self) -> None:
         """Send what is due and close."""
         if self._transport is not None:
             self._flush()
+        if self._transport is not None:
             self._transport.close()
 
     # asyncio.Protocol
@@ -182,17 +198,17 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._server.connections.discard(self)
+        self._waiting.clear()
         self._open.clear()
         self._replies.clear()
         self._server.service.on_closed(self)
 
     def pause_writing(self) -> None:
         self._writable = False
-        self._adjust_reading()
 
     def resume_writing(self) -> None:
         self._writable = True
-        self._adjust_reading()
+        self._work()
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -201,25 +217,21 @@ class Connection(asyncio.Protocol):
                 self._take(body)
         except ProtocolError as error:
             self._refuse(error)
-            return
-        self._server.service.on_batch_end(self)
-        self._adjust_reading()
+        else:
+            self._work()
 
     # Requests in
 
     def _take(self, body: bytes) -> None:
         clock, requests = decode_requests(body)
         self._server.clock.observe(clock, wall_ms())
-        overhead = len(body) // (len(requests) or 1)
+        share = len(body) // (len(requests) or 1)
         for request in requests:
             if self.peer is None:
                 self._take_hello(request)
-                continue
-            if request.id in self._open:
-                raise RemoteProtocolError(f"Request id {request.id} is used twice at once.")
-            self._open[request.id] = overhead
-            self._open_bytes += overhead
-            self._dispatch(request)
+            else:
+                ms = request.deadline_ms
+                self._waiting.append((request, None if ms is None else self._heard_at + ms / 1000, share))
 
     def _take_hello(self, request: Request) -> None:
         if request.op != Op.HELLO:
@@ -232,21 +244,27 @@ class Connection(asyncio.Protocol):
         check_hello(me, hello)
         self.peer = hello
         self._decoder.body_bytes_max = self._limits.frame_bytes_max
-        self.reply(request.id, me.hello())
+        self._answer(Reply(request.id, OK, me.hello()))
 
-    def _dispatch(self, request: Request) -> None:
+    def _work(self) -> None:
+        """Hand over waiting requests as far as the limits allow, and read on accordingly."""
+        waiting = self._waiting
         try:
-            if self._server.draining:
-                raise Draining("This process is shutting down.", hint="Retry; another one takes over.")
-            if request.op == Op.PING:
-                self.reply(request.id, None)
-            elif request.op == Op.CONTEXT:
-                self._register(request)
-            elif request.op == Op.HELLO:
-                raise RemoteProtocolError("A connection says hello once.")
-            else:
-                ms = request.deadline_ms
-                self._server.service.on_request(self, request, None if ms is None else self._heard_at + ms / 1000)
+            while waiting and not self._full(1):
+                self._hand_over(*waiting.popleft())
+        except RemoteProtocolError as error:
+            self._refuse(error)
+            return
+        self._server.service.on_batch_end(self)
+        self._adjust_reading()
+
+    def _hand_over(self, request: Request, deadline: float | None, size: int) -> None:
+        if request.id in self._open:
+            raise RemoteProtocolError(f"Request id {request.id} is used twice at once.")
+        self._open[request.id] = (size, deadline, request.op)
+        self._open_bytes += size
+        try:
+            self._dispatch(request, deadline)
         except RemoteProtocolError:
             raise
         except ShardKVError as error:
@@ -254,6 +272,18 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             log.exception("request_failed op=%s", request.op)
             self.fail(request.id, LocalProtocolError(f"The request failed inside the server: {error!r}."))
+
+    def _dispatch(self, request: Request, deadline: float | None) -> None:
+        if self._server.draining:
+            raise Draining("This process is shutting down.", hint="Retry; another one takes over.")
+        if request.op == Op.PING:
+            self.reply(request.id, None)
+        elif request.op == Op.CONTEXT:
+            self._register(request)
+        elif request.op == Op.HELLO:
+            raise RemoteProtocolError("A connection says hello once.")
+        else:
+            self._server.service.on_request(self, request, deadline)
 
     def _register(self, request: Request) -> None:
         context: Context = decode_context(request.payload)
@@ -264,17 +294,26 @@ class Connection(asyncio.Protocol):
 
     # Replies out
 
-    def _answer(self, reply: Reply) -> None:
+    def _answer(self, reply: Reply, size_bytes: int = 0) -> None:
         if self._transport is None:
             return
-        self._open_bytes -= self._open.pop(reply.id, 0)
+        self._open_bytes -= self._open.pop(reply.id, _NOT_OPEN)[0]
         self._replies.append(reply)
-        if not self._flush_due:
+        self._reply_bytes += size_bytes
+        if self._reply_bytes > BATCH_BYTES:
+            self._flush()
+        elif not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_and_work)
+
+    def _flush_and_work(self) -> None:
+        self._flush_due = False
+        self._flush()
+        if self._waiting or not self._reading:
+            self._work()
 
     def _flush(self) -> None:
-        self._flush_due = False
+        self._reply_bytes = 0
         if not self._replies or self._transport is None:
             return
         replies, self._replies = self._replies, []
@@ -282,11 +321,9 @@ class Connection(asyncio.Protocol):
         if any(len(frame) > self._limits.frame_bytes_max + HEADER_BYTES for frame in frames):
             frames = [part for reply in replies for part in self._fitting(reply)]
         self._transport.write(b"".join(frames))
-        if self._transport.get_write_buffer_size() > self._limits.output_bytes_max:
+        if self._transport.get_write_buffer_size() > self._limits.output_bytes_max + self._limits.frame_bytes_max:
             log.warning("slow_reader_closed peer=%s", self.peer and self.peer.name)
             self._transport.abort()
-        elif not self._reading:
-            self._adjust_reading()
 
     def _fitting(self, reply: Reply) -> list[bytes]:
         """The frame of one reply, or of the error that it does not fit in a frame."""
@@ -304,35 +341,51 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: ShardKVError) -> None:
         """The one error a peer gets that breaks the rules; then the connection is closed."""
         log.warning("peer_refused code=%s reason=%r", error.code, error.message)
-        self._answer(error_reply(0, error))
+        self._waiting.clear()
         self._decoder.body_bytes_max = -1
+        self._answer(error_reply(0, error))
         if self._transport is not None:
             self._transport.pause_reading()
         self.close()
 
+    def _full(self, scale: int) -> bool:
+        """Whether the peer has too much unanswered or unread. `scale` 2: more than half of it."""
+        return (
+            not self._writable
+            or len(self._open) * scale >= self._limits.requests_in_flight_max
+            or self._open_bytes * scale >= self._limits.bytes_in_flight_max
+        )
+
     def _adjust_reading(self) -> None:
-        """Stop reading a peer that has too much unanswered or unread; go on when half of it is done."""
+        """Stop reading a peer that has too much in flight; go on when half of it is done."""
         if self._transport is None or self._transport.is_closing():
             return
-        scale = 1 if self._reading else 2
-        full = (
-            not self._writable
-            or len(self._open) * scale > self._limits.requests_in_flight_max
-            or self._open_bytes * scale > self._limits.bytes_in_flight_max
-        )
-        if full and self._reading:
+        if self._reading and (self._waiting or self._full(1)):
+            self._reading = False
             self._transport.pause_reading()
-        elif not full and not self._reading:
+        elif not self._reading and not self._waiting and not self._full(2):
+            self._reading = True
             self._transport.resume_reading()
-        self._reading = not full
 
-    def close_if_silent(self, now: float) -> None:
-        """Called by the server's sweep."""
+    def sweep(self, now: float) -> None:
+        """Called by the server about once a second: ends what has taken too long."""
         silent_ms = (now - self._heard_at) * 1000
         if self.peer is None and silent_ms > self._limits.hello_timeout_ms:
             self._refuse(RemoteProtocolError(f"No hello came within {self._limits.hello_timeout_ms} ms."))
         elif not self._open and silent_ms > self._limits.idle_timeout_ms:
             self.close()
+        for request_id in [number for number, (_, end, _) in self._open.items() if end is not None and end < now]:
+            self._give_up(request_id)
+
+    def _give_up(self, request_id: int) -> None:
+        """Answer an open request whose deadline is over; what it still does goes unheard."""
+        if self._open[request_id][2] == Op.WRITE:
+            self.fail(request_id, OutcomeUnknown("The write was not answered by its deadline; it may yet be applied."))
+        else:
+            self.fail(request_id, DeadlineExceeded("The request was not answered by its deadline."))
+
+
+_NOT_OPEN = (0, None, 0)
 
 
 def wall_ms() -> int:
