@@ -45,9 +45,9 @@ def may_contain(words: array[int], key: bytes) -> bool:
     if not words:
         return True
     h = xxh3_64_intdigest(key)
-    word = words[(h >> 32) * len(words) >> 32]
-    # Four shifts, not the table of pairs: a look-up meets one key, the table would be four cache misses.
-    return bool(word >> (h & 63) & word >> (h >> 6 & 63) & word >> (h >> 12 & 63) & word >> (h >> 18 & 63) & 1)
+    pairs = _bit_pairs()
+    mask = pairs[h & 4095] | pairs[h >> 12 & 4095]
+    return words[(h >> 32) * len(words) >> 32] & mask == mask
 
 
 def to_bytes(words: array[int]) -> bytes:

@@ -139,6 +139,12 @@ class _Feed:
         self.high = first
         return rows
 
+    def take_rest(self) -> Columns:
+        """Take all rows there are."""
+        rows = self._slice(self.low, self.high)
+        self.low = self.high
+        return rows
+
     def _slice(self, low: int, high: int) -> Columns:
         whole = low == 0 and high == len(self.buffer.keys)
         return self.buffer if whole else self.buffer.slice(low, high)
@@ -155,7 +161,9 @@ def merge_rounds(
     """
     feeds = [_Feed(iter(source.chunks(start, stop, reverse=reverse)), gather_bytes) for source in sources]
     while feeds := [feed for feed in feeds if feed.refill(reverse=reverse)]:
-        if reverse:
+        if len(feeds) == 1:
+            parts = [feeds[0].take_rest()]
+        elif reverse:
             edge = max(feed.buffer.keys[feed.low] for feed in feeds)
             parts = [feed.take_from(edge) for feed in feeds]
         else:
@@ -188,27 +196,33 @@ def merge_page(
     room_bytes, examined = bytes_max, 0
     for parts in merge_rounds(sources, start, stop, reverse=reverse):
         keys, values = _live_rows(parts, reverse=reverse, keys_only=keys_only)
-        room_rows = len(keys) if limit is None else min(len(keys), limit - len(page.keys))
-        sizes = map(len, keys) if keys_only else map(add, map(len, keys), map(len, values))
-        ends = list(accumulate(sizes))
-        fitting = bisect_right(ends, room_bytes)
-        if fitting == 0 and not page.keys:
-            fitting = 1  # a page always makes progress, even if one row is larger than it may be
-        fitting = min(fitting, room_rows)
-        cut = fitting < len(keys)
-        page.keys += keys[:fitting] if cut else keys
-        page.values += values[:fitting] if cut else values
-        if cut:
+        found = len(keys)
+        if limit is not None and found > limit - len(page.keys):
+            keys, values = keys[: limit - len(page.keys)], values[: limit - len(page.keys)]
+        size = sum(map(len, keys)) + sum(map(len, values))
+        if size > room_bytes:
+            # A page always makes progress, even if its first row is larger than a page may be.
+            fitting = max(_fitting(keys, values, room_bytes), 0 if page.keys else 1)
+            keys, values = keys[:fitting], values[:fitting]
+        page.keys += keys
+        page.values += values
+        if len(keys) < found:
             # When nothing of this round fitted, coverage still ends after the last row of the rounds before.
             page.frontier = _frontier_after(page.keys[-1], start, stop, reverse=reverse)
             return page
-        room_bytes -= ends[-1] if ends else 0
+        room_bytes -= size
         examined += sum(map(len, parts))
         if len(page.keys) == limit or examined >= ROWS_EXAMINED_MAX:
             edge = min(part.keys[0] for part in parts) if reverse else max(part.keys[-1] for part in parts)
             page.frontier = _frontier_after(edge, start, stop, reverse=reverse)
             return page
     return page
+
+
+def _fitting(keys: list[bytes], values: list[bytes], room_bytes: int) -> int:
+    """How many of the first rows take at most so many bytes. `values` may be empty: keys only."""
+    sizes = map(add, map(len, keys), map(len, values)) if values else map(len, keys)
+    return bisect_right(list(accumulate(sizes)), room_bytes)
 
 
 def _frontier_after(edge: bytes, start: bytes, stop: bytes | None, *, reverse: bool) -> bytes | None:

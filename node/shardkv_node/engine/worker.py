@@ -7,6 +7,7 @@ What a job left half written is swept when the store is opened.
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -27,6 +28,7 @@ def main() -> None:
     # Ctrl-C in a terminal reaches the whole foreground group: the parent decides what that means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
+    gc.disable()  # jobs make millions of objects and no cycles: counting references frees them all
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_jobs, args=(cast(BinaryIO, sys.stdin.buffer), jobs), daemon=True).start()
     vfs = OsVfs()
