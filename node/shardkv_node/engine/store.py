@@ -82,7 +82,8 @@ class Store:
 
         `post` runs a callable in the owner's context: it is called from a worker's thread, or, with `workers` = 0,
         from inside this store's own methods. `syncer`: a thread unless given.
-        Raises `ConfigError`, `StoreLocked`, `Corruption`, `UnsupportedFormat`, `StoreMismatch`, `StorageError`; then nothing of the old state was changed.
+        Raises `ConfigError`, `StoreLocked`, `Corruption`, `UnsupportedFormat`, `StoreMismatch`,
+        `StorageError`; then nothing of the old state was changed.
         """
         options.validate()
         vfs = vfs if vfs is not None else OsVfs()
