@@ -24,6 +24,7 @@ make_environment() {
 }
 
 install_project() {
+    "$venv/bin/python" -c 'import pip' 2>/dev/null || make_environment
     echo "Installing shardkv into $venv (once) ..." >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here" ||
         fail "The installation failed; pip says why above. Run this again when that is mended."

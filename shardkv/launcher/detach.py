@@ -35,6 +35,7 @@ class _Outcome(msgspec.Struct):
 
 def run_detached(config: Config, *, config_file: str | None) -> str:
     """Start a launcher in the background; the summary of the cluster once it serves. Raises what it failed with."""
+    Layout(config.cluster.data_dir).make()
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()

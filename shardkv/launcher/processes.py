@@ -97,4 +97,4 @@ def last_words(log: Path) -> str:
     except OSError:
         return ""
     said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else ""
+    return said[-1].removeprefix("Error: ") if said else ""

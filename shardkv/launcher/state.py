@@ -11,6 +11,7 @@ one recorded only if it also started at the recorded tick of the recorded boot, 
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +34,21 @@ class Layout:
         self.cluster_file = self.run / "cluster.json"
         self.processes_file = self.run / "processes.json"
         self.logs = self.directory / "logs"
+
+    def make(self) -> None:
+        """Make the directories that the launcher itself writes to. Raises StorageError."""
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            writable = os.access(self.run, os.W_OK | os.X_OK) and os.access(self.logs, os.W_OK | os.X_OK)
+            reason = None if writable else os.strerror(errno.EACCES)
+        except OSError as error:
+            reason = error.strerror
+        if reason:
+            raise StorageError(
+                f"{self.directory} cannot be used as a data directory: {reason.lower()}.",
+                hint="Choose one that can be written to with --data-dir.",
+            )
 
     def data_of(self, process: str) -> Path:
         return self.directory / process

@@ -57,6 +57,7 @@ def run_cluster(
 
 
 def _lock(layout: Layout) -> DirectoryLock:
+    layout.make()
     try:
         return DirectoryLock(layout.lock)
     except StoreLocked as error:
@@ -70,7 +71,6 @@ def _lock(layout: Layout) -> DirectoryLock:
 def _start(plan: Plan, supervisor: Supervisor) -> list[str]:
     """Adopt and start. Returns the names of the adopted."""
     layout = plan.layout
-    layout.logs.mkdir(exist_ok=True)
     before = read_state(layout.processes_file, ProcessesFile)
     adopted = supervisor.adopt(before.processes) if before is not None else []
     if not any(supervisor.children[name].spec.role == "router" for name in adopted):
