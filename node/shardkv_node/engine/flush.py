@@ -77,13 +77,22 @@ class _TabletRows:
         version = make_version(entry.term, entry.seqno)
         self._keys += entry.keys
         self._values += entry.values
+        if n == 1 and isinstance(entry.kinds, int) and isinstance(entry.expiries, int):
+            # Put by put is the most common log there is, and the only one where Python runs per row.
+            self._kinds.append(entry.kinds)
+            self._versions.append(version)
+            self._expiries.append(entry.expiries)
+        else:
+            self._add_columns(entry, version, n)
+        if len(self._keys) >= self._settle_at:
+            self._settle()
+
+    def _add_columns(self, entry: WriteEntry, version: int, n: int) -> None:
         self._kinds += bytes((entry.kinds,)) * n if isinstance(entry.kinds, int) else entry.kinds
         self._versions.extend(repeat(version, n))
         self._expiries.extend(
             repeat(entry.expiries, n) if isinstance(entry.expiries, int) else expand_u64(entry.expiries, n)
         )
-        if len(self._keys) >= self._settle_at:
-            self._settle()
 
     def _settle(self) -> None:
         """Drop overwritten rows. Next time when there are twice as many rows: the cost per row stays constant."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardkv.errors import Corruption, DiskFull, StorageError
 from shardkv_node.engine import flush
-from shardkv_node.engine.columns import DELETE, PUT, make_version
+from shardkv_node.engine.columns import DELETE, PUT, collapse, make_version
 from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan
 from shardkv_node.engine.log_writer import LogWriter
@@ -47,7 +47,7 @@ def write_log(vfs: CrashVfs, batches: list[list[Op]], *, number: int = 1, seqno:
                 seqno + turn,
                 None,
                 [key for _, key, _ in ops],
-                bytes(DELETE if value is None else PUT for _, _, value in ops),
+                collapse(bytes(DELETE if value is None else PUT for _, _, value in ops), 1),
                 0,
                 [value or b"" for _, _, value in ops],
             )
