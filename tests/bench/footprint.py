@@ -127,11 +127,15 @@ def main() -> None:
         return
     print(f"{machine}; medians of {options.rounds} rounds")
     print(f"first put answered after   {medians['first_put_s']:6.2f} s   (bar: under {FIRST_PUT_BAR_S:g} s)")
-    print(f"idle, all processes (PSS)  {medians['idle_pss_bytes'] / 1e6:6.0f} MB  (bar: under {IDLE_BAR_BYTES / 1e6:g} MB)")
+    print(
+        f"idle, all processes (PSS)  {medians['idle_pss_bytes'] / 1e6:6.0f} MB  (bar: under {IDLE_BAR_BYTES / 1e6:g})"
+    )
     if options.keys:
         rate = options.keys / medians["fill_s"]
         print(f"peak, fill of {options.keys:,} keys  {medians['fill_peak_pss_bytes'] / 1e6:6.0f} MB")
-        print(f"fill                       {rate:6,.0f} keys/s (put_many of {BATCH}, one client, {VALUE_BYTES} B values)")
+        print(
+            f"fill                       {rate:6,.0f} keys/s (put_many of {BATCH}, one client, {VALUE_BYTES} B values)"
+        )
 
 
 if __name__ == "__main__":
