@@ -1,0 +1,53 @@
+"""Both clients behind one blocking face, so that one test speaks for both."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from shardkv import AsyncClient, Client
+
+FACES = ["sync", "async"]
+
+
+class BlockingAsync:
+    """An AsyncClient on a loop of its own; each call runs the loop until it is answered."""
+
+    def __init__(self, address: Any, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._db = AsyncClient(address, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._db, name)
+        if name in ("scan", "get_range"):
+            return lambda *args, **options: iter(self._runner.run(_listed(found(*args, **options))))
+        return lambda *args, **options: self._runner.run(found(*args, **options))
+
+    def write_in_batch(self, fill: Any) -> None:
+        async def run() -> None:
+            async with self._db.batch() as batch:
+                fill(batch)
+
+        self._runner.run(run())
+
+    def __enter__(self) -> BlockingAsync:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._runner.run(self._db.close())
+        self._runner.close()
+
+
+class Blocking(Client):
+    def write_in_batch(self, fill: Any) -> None:
+        with self.batch() as batch:
+            fill(batch)
+
+
+async def _listed(rows: Any) -> list[Any]:
+    return [row async for row in rows]
+
+
+def open_face(face: str, address: Any, **options: Any) -> Any:
+    """A client of that kind, as a context manager."""
+    return Blocking(address, **options) if face == "sync" else BlockingAsync(address, **options)

@@ -1,0 +1,325 @@
+"""What holds for the blocking and the asyncio client alike: names, results, faults, deadlines."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+import socket
+import time
+
+import pytest
+
+from shardkv import (
+    AsyncClient,
+    Client,
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidRange,
+    OutcomeUnknown,
+    Overloaded,
+    RouterUnavailable,
+    ShardUnavailable,
+    UnknownKeyspace,
+    VersionMismatch,
+    WriteBatch,
+)
+from shardkv.wire.messages import Hello, Op, ShardProblem
+from tests.shardkv.client.dict_router import DictRouter
+from tests.shardkv.client.faces import FACES, open_face
+
+
+def public(kind):
+    return {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+def test_both_have_the_same_names_and_arguments():
+    blocking, awaitable = public(Client), public(AsyncClient)
+    assert blocking.keys() == awaitable.keys()
+    for name, member in blocking.items():
+        assert list(inspect.signature(member).parameters) == list(inspect.signature(awaitable[name]).parameters), name
+
+
+def test_one_key(db):
+    assert db.get("k") is None
+    assert db.put("k", "v1") is None
+    db.put(b"k", b"v2")
+    assert db.get("k") == b"v2"
+    assert db.delete("k") is True
+    assert db.delete("k") is False
+    assert db.get(b"k") is None
+
+
+def test_many_keys(db):
+    db.put_many({"user:1001": "Alice", "user:1002": b"Bob"})
+    db.batch_put(["user:1003", "user:1004"], ["Carol", "Dave"])
+    assert list(db.get_many(["user:1002", "nope", "user:1001"]).items()) == [
+        ("user:1002", b"Bob"),
+        ("nope", None),
+        ("user:1001", b"Alice"),
+    ]
+    assert db.get_many([b"user:1004"]) == {b"user:1004": b"Dave"}
+    assert db.delete_many(["user:1001", "user:1003", "user:1001", "nope"]) == 2
+    assert db.get_many([]) == {}
+    assert db.delete_many(iter([])) == 0
+
+
+def test_more_keys_than_a_request_holds(db, router):
+    pairs = {f"k{number:05}": str(number).encode() for number in range(12_345)}
+    db.put_many(pairs)
+    assert len(router.store) == 12_345
+    assert router.requests.count(Op.WRITE) == 13
+    assert db.get_many(pairs) == pairs
+    assert db.delete_many(pairs) == 12_345
+
+
+def test_a_batch_is_written_at_its_end(db, router):
+    router.store[b"gone"] = b"1"
+
+    def fill(batch):
+        batch.put("a", "1")
+        batch.delete("gone")
+        assert not router.requests
+
+    db.write_in_batch(fill)
+    assert router.store == {b"a": b"1"}
+    assert router.requests == [Op.WRITE]
+
+
+def test_a_batch_that_raises_writes_nothing(db, router):
+    def fill(batch):
+        batch.put("a", "1")
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        db.write_in_batch(fill)
+    assert not router.requests
+    assert not router.store
+
+
+def test_a_batch_can_be_used_again(db, router):
+    batch = WriteBatch()
+    batch.put("a", "1")
+    db.write(batch)
+    db.write(batch)
+    assert router.requests == [Op.WRITE, Op.WRITE]
+
+
+def test_scans(db, router):
+    router.store = {f"user:{number}".encode(): b"v%d" % number for number in range(1000, 1010)}
+    router.page_rows = 3
+    assert list(db.scan("user:1000", "user:1003")) == [(b"user:100%d" % n, b"v100%d" % n) for n in range(3)]
+    assert [key for key, _ in db.get_range("user:1000", "user:1003")] == [b"user:100%d" % n for n in range(4)]
+    assert list(db.scan(prefix="user:", keys_only=True)) == sorted(router.store)
+    assert list(db.scan(keys_only=True, reverse=True, limit=4)) == sorted(router.store, reverse=True)[:4]
+    assert list(db.scan("x")) == list(db.scan(limit=0)) == list(db.scan("a", "a")) == []
+    assert len(list(db.get_range("user:1000", "user:1009", reverse=True, limit=7))) == 7
+
+
+def test_bad_arguments_of_a_scan_are_told_at_the_call(db, router):
+    with pytest.raises(InvalidRange):
+        db.scan("b", "a")
+    with pytest.raises(InvalidArgument):
+        db.get_range("a", None)
+    assert not router.requests
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_decoded_responses(face, router):
+    with open_face(face, router.address, decode_responses=True) as db:
+        db.put_many({"å": "ä", b"b": "c"})
+        assert db.get("å") == "ä"
+        assert db.get_many(["å", "x"]) == {"å": "ä", "x": None}
+        assert list(db.scan()) == [("b", "c"), ("å", "ä")]
+        assert list(db.scan(keys_only=True, reverse=True)) == ["å", "b"]
+        db.put("raw", b"\xff")
+        with pytest.raises(InvalidArgument, match="not UTF-8"):
+            db.get("raw")
+
+
+def test_ping_and_status(db):
+    assert 0 < db.ping() < 1000
+    assert db.status() == {"nodes": []}
+
+
+def test_bad_input_sends_nothing(db, router):
+    for call in (
+        lambda: db.put("", "v"),
+        lambda: db.put(1, "v"),
+        lambda: db.get_many("abc"),
+        lambda: db.put("k", None),
+    ):
+        with pytest.raises(Exception, match=r"\.$|\. "):
+            call()
+    for timeout in (0, -1, "1", True, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgument, match="timeout"):
+            db.get("k", timeout=timeout)
+    assert not router.requests
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_an_unknown_keyspace_is_named(face, router):
+    with open_face(face, router.address, keyspace="orders") as db, pytest.raises(UnknownKeyspace, match="orders"):
+        db.get("k")
+
+
+# Faults
+
+
+def test_a_retriable_refusal_is_tried_again(db, router):
+    router.refusals = [Overloaded("Busy."), ShardUnavailable("Away.")]
+    db.put("k", "v")
+    assert router.requests == [Op.WRITE] * 3
+    assert router.store == {b"k": b"v"}
+
+
+def test_a_lasting_refusal_names_its_reason_at_the_deadline(db, router):
+    router.refusals = [ShardUnavailable("Shard 3 is away.", detail={"shard": 3}) for _ in range(1000)]
+    began = time.monotonic()
+    with pytest.raises(ShardUnavailable, match="Shard 3") as caught:
+        db.get("k", timeout=0.3)
+    assert time.monotonic() - began < 0.6
+    assert caught.value.detail["shard"] == 3
+    assert len(router.requests) < 60
+
+
+def test_a_read_survives_a_cut_connection(db, router):
+    router.store[b"k"] = b"v"
+    router.cut_after = Op.READ
+    assert db.get("k") == b"v"
+    assert router.requests == [Op.READ, Op.READ]
+
+
+def test_a_scan_survives_cut_connections_between_and_within_pages(db, router):
+    router.store = {b"%03d" % number: b"v" for number in range(100)}
+    router.page_rows = 10
+    router.cut_after = Op.SCAN
+    assert list(db.scan(keys_only=True)) == sorted(router.store)
+
+
+def test_a_cut_write_is_told_as_unknown_and_not_sent_again(db, router):
+    router.cut_after = Op.WRITE
+    with pytest.raises(OutcomeUnknown, match="may or may not"):
+        db.put("k", "v")
+    assert router.requests == [Op.WRITE]
+    assert router.store == {b"k": b"v"}
+
+
+def test_a_late_answer_reaches_nobody_else(db, router):
+    router.store = {b"a": b"1", b"b": b"2"}
+    router.delay_s = lambda op: 0.3
+    with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
+        db.get("a", timeout=0.1)
+    router.delay_s = lambda op: 0.0
+    for _ in range(10):
+        assert db.get("b") == b"2"
+
+
+def test_a_write_without_answer_by_its_deadline_is_unknown(db, router):
+    router.delay_s = lambda op: 0.5
+    with pytest.raises(OutcomeUnknown):
+        db.put("k", "v", timeout=0.1)
+
+
+def test_a_shard_that_is_lost_for_part_of_a_write(db, router):
+    router.lost_keys[b"k2"] = ShardProblem(7, "store_poisoned", "The disk failed.", {}, "")
+    with pytest.raises(Exception, match="Of 3 operations 2 were applied") as caught:
+        db.put_many({"k1": "v", "k2": "v", "k3": "v"})
+    assert caught.value.detail["shards"] == [7]
+    assert set(router.store) == {b"k1", b"k3"}
+
+
+def test_a_shard_that_comes_back_within_the_deadline(db, router):
+    class ComesBack(dict):
+        def get(self, key, default=None):
+            return self.pop(key, default)
+
+    router.lost_keys = ComesBack({b"k2": ShardProblem(7, "shard_unavailable", "Away.", {}, "")})
+    db.put_many({"k1": "v", "k2": "v"})
+    assert set(router.store) == {b"k1", b"k2"}
+    assert router.requests == [Op.WRITE, Op.WRITE]
+
+
+def test_a_router_that_restarts_is_found_again(db, router):
+    db.put("k", "v")
+    router.stop()
+    router.listen()
+    assert db.get("k") == b"v"
+    router.stop()
+    router.listen()
+    db.ping()
+    db.put("k", "w")
+    assert router.store == {b"k": b"w"}
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_other_router_is_used_when_one_is_gone(face, router):
+    with DictRouter() as other, open_face(face, [router.address, other.address], timeout=2) as db:
+        for running in (router, other):
+            running.store = {b"k": b"v"}
+        assert db.get("k") == b"v"
+        router.stop()
+        assert db.get("k") == b"v"
+        router.listen()
+        other.stop()
+        assert db.get("k") == b"v"
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_no_router_at_all(face):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        with open_face(face, address, timeout=0.3) as db:
+            began = time.monotonic()
+            with pytest.raises(RouterUnavailable, match=address) as caught:
+                db.put("k", "v")
+            assert re.search(r"refused|connect call failed", str(caught.value), re.IGNORECASE)
+            assert 0.2 < time.monotonic() - began < 0.8
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_something_that_never_answers(face):
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, open_face(face, f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.3) as db:
+        began = time.monotonic()
+        with pytest.raises(RouterUnavailable):
+            db.get("k")
+        assert time.monotonic() - began < 0.8
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_router_of_another_version_is_named(face, router, monkeypatch):
+    def old_hello(me):
+        return Hello("shardkv", 1, me.role, me.name, None, 0, None, False)
+
+    monkeypatch.setattr("shardkv.wire.hello.PROTOCOL_VERSION", 2)
+    monkeypatch.setattr("shardkv.wire.hello.Identity.hello", old_hello)
+    with open_face(face, router.address, timeout=0.5) as db, pytest.raises(VersionMismatch, match="version 1"):
+        db.get("k")
+
+
+def test_use_after_close(db, router):
+    db.put("k", "v")
+    db.close()
+    db.close()
+    for call in (lambda: db.get("k"), lambda: db.scan(), lambda: db.put("k", "v"), lambda: db.ping()):
+        with pytest.raises(ClientClosed):
+            call()
+    assert router.requests == [Op.WRITE]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_pickling_is_refused_with_a_reason(kind):
+    with pytest.raises(TypeError, match="Create one in each process"):
+        pickle.dumps(kind("127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("address", ["", "localhost", "host:port", [], 7, [7], "127.0.0.1:99999"])
+def test_bad_addresses_are_refused(kind, address):
+    with pytest.raises(InvalidArgument):
+        kind(address)
+    with pytest.raises(InvalidArgument):
+        kind("127.0.0.1:1", keyspace="")

@@ -1,0 +1,151 @@
+"""The blocking client: threads, forks, and its pool of connections."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from shardkv import Client, ClientClosed, DeadlineExceeded
+from shardkv.wire.messages import Op
+
+
+def test_threads_share_a_client_and_each_gets_its_own_answers(router):
+    with Client(router.address) as db, ThreadPoolExecutor(16) as threads:
+
+        def use(name: str) -> None:
+            for number in range(50):
+                db.put(f"{name}:{number}", f"{name}-{number}")
+                assert db.get(f"{name}:{number}") == f"{name}-{number}".encode()
+
+        list(threads.map(use, [f"t{number}" for number in range(16)]))
+        assert len(router.store) == 800
+        assert router.connections <= 16
+
+
+def test_threads_wait_for_a_connection_instead_of_failing(router):
+    router.delay_s = lambda op: 0.02
+    with Client(router.address, connections_max=2) as db, ThreadPoolExecutor(10) as threads:
+        list(threads.map(lambda number: db.put(str(number), "v"), range(20)))
+        assert len(router.store) == 20
+        assert router.connections <= 2
+
+
+def test_waiting_for_a_connection_ends_at_the_deadline(router):
+    router.delay_s = lambda op: 0.5
+    with Client(router.address, connections_max=1) as db:
+        busy = threading.Thread(target=db.get, args=("k",))
+        busy.start()
+        while not router.requests:
+            time.sleep(0.001)
+        with pytest.raises(DeadlineExceeded, match="1 connections"):
+            db.get("k", timeout=0.1)
+        busy.join()
+        router.delay_s = lambda op: 0.0
+        assert db.get("k") is None
+
+
+def test_one_thread_uses_one_connection(router):
+    with Client(router.address) as db:
+        for number in range(20):
+            db.put(str(number), "v")
+            next(db.scan())
+        assert router.connections == 1
+
+
+def test_a_forked_child_opens_its_own_connection(router):
+    with Client(router.address) as db:
+        db.put("parent", "1")
+        inherited = router.connections
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                db.put("child", "2")
+                status = 0 if db.get("parent") == b"1" and router_sees_two(db) else 2
+            finally:
+                os._exit(status)
+        for number in range(50):
+            db.put(f"parent:{number}", "1")
+            assert db.get(f"parent:{number}") == b"1"
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert router.store[b"child"] == b"2"
+        assert inherited == 1
+        assert db.get("child") == b"2"
+
+
+def router_sees_two(db: Client) -> bool:
+    return db.get("child") == b"2"
+
+
+def test_a_fork_while_another_thread_uses_the_client(router):
+    """The lock may be held in the moment of the fork; the child must not wait for it forever."""
+    stop = threading.Event()
+    with Client(router.address, timeout=2) as db:
+
+        def keep_busy() -> None:
+            while not stop.is_set():
+                db.get("k")
+
+        threads = [threading.Thread(target=keep_busy) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(10):
+                child = os.fork()
+                if child == 0:
+                    status = 1
+                    try:
+                        status = 0 if db.get("k") is None else 2
+                    finally:
+                        os._exit(status)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_a_stale_connection_is_noticed_before_a_write_is_risked(router):
+    with Client(router.address) as db:
+        for round_number in range(5):
+            db.put("k", str(round_number))
+            router.stop()
+            router.listen()
+        assert router.requests == [Op.WRITE] * 5
+
+
+def test_closing_wakes_those_who_wait_for_a_connection(router):
+    router.delay_s = lambda op: 0.3
+    db = Client(router.address, connections_max=1, timeout=5)
+    errors = []
+
+    def use() -> None:
+        try:
+            db.get("k")
+        except ClientClosed as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while not router.requests:
+        time.sleep(0.001)
+    db.close()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 2
+
+
+def test_a_closed_client_keeps_no_connection(router):
+    db = Client(router.address)
+    db.put("k", "v")
+    assert router.connections == 1
+    db.close()
+    deadline = time.monotonic() + 2
+    while router.connections and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert router.connections == 0
