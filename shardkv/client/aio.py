@@ -393,13 +393,14 @@ class _Sent:
 
 
 async def _paused(attempt: int | None, deadline: float) -> bool:
-    """Wait before the next try, if there was a try; False when the deadline is before the end of the pause."""
-    pause = 0.0 if attempt is None else pause_s(attempt, random.random())
-    if _running().time() + pause >= deadline:
-        return False
-    if pause:
+    """Wait before the next try, if there was a try; False when it is too late for another."""
+    left_s = deadline - _running().time()
+    if attempt is None:
+        return left_s > 0
+    pause = pause_s(attempt, random.random(), left_s)
+    if pause is not None:
         await asyncio.sleep(pause)
-    return True
+    return pause is not None
 
 
 def _identity() -> Identity:

@@ -117,8 +117,8 @@ class Pool:
                     if not error.retriable:
                         raise
                     reasons[format_address(*address)] = error.message.rstrip(".")
-            pause = pause_s(attempt, random.random())
-            if time.monotonic() + pause >= deadline:
+            pause = pause_s(attempt, random.random(), deadline - time.monotonic())
+            if pause is None:
                 break
             time.sleep(pause)
             if self._closed:

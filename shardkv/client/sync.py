@@ -309,10 +309,11 @@ class Client(Generic[Out]):
 
 
 def _paused(attempt: int | None, deadline: float) -> bool:
-    """Wait before the next try, if there was a try; False when the deadline is before the end of the pause."""
-    pause = 0.0 if attempt is None else pause_s(attempt, random.random())
-    if time.monotonic() + pause >= deadline:
-        return False
-    if pause:
+    """Wait before the next try, if there was a try; False when it is too late for another."""
+    left_s = deadline - time.monotonic()
+    if attempt is None:
+        return left_s > 0
+    pause = pause_s(attempt, random.random(), left_s)
+    if pause is not None:
         time.sleep(pause)
-    return True
+    return pause is not None
