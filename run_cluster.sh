@@ -1,11 +1,13 @@
 #!/bin/sh
 # Installs shardkv into .venv beside this file, if that is not done yet, and starts a cluster in the foreground.
 # Needs only python3 (3.11 or newer) with its venv module. Arguments go to `shardkv cluster up`; try --help.
+# With SHARDKV_PREPARE=test it installs the test extra as well and starts nothing: tests/run.sh uses that.
 set -eu
 
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 venv="$here/.venv"
-stamp="$venv/.shardkv-installed"
+extra="${SHARDKV_PREPARE:-}"
+stamp="$venv/.shardkv-installed${extra:+-$extra}"
 
 fail() {
     echo "run_cluster.sh: $*" >&2
@@ -26,9 +28,9 @@ make_environment() {
 install_project() {
     "$venv/bin/python" -c 'import pip' 2>/dev/null || make_environment
     echo "Installing shardkv into $venv (once) ..." >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here" ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here${extra:+[$extra]}" ||
         fail "The installation failed; pip says why above. Run this again when that is mended."
-    echo "$wanted" >"$stamp"
+    echo "$wanted" | tee "$stamp" >"$venv/.shardkv-installed"
 }
 
 [ -x "$venv/bin/python" ] || make_environment
@@ -36,4 +38,5 @@ wanted="$(cksum <"$here/pyproject.toml") $here"
 if [ ! -x "$venv/bin/shardkv" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     install_project
 fi
+[ -z "$extra" ] || exit 0
 exec "$venv/bin/shardkv" cluster up "$@"
