@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
+import google_crc32c
 import pytest
 
-from shardkv.errors import Corruption, ShardKVError, StorageError, StoreMismatch, UnsupportedFormat
+from shardkv.errors import Corruption, StorageError, StoreMismatch, UnsupportedFormat
+from shardkv_node.engine.identity import identity_text
 from shardkv_node.engine.store import Store
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
 from tests.node.engine.store_driver import STORE, TINY, Driver, Rows, commit, open_store, random_operations, scan
 
 WRITES = 45
+TINY_OS = replace(TINY, durability="os")
 
 
 class SnapshotVfs(CrashVfs):
@@ -113,10 +118,8 @@ def test_any_operation_may_fail_and_no_acknowledged_write_is_lost(code: int, sti
             pass
         finally:
             for driver in made:
-                try:
+                with suppress(StorageError):
                     driver.store.close()
-                except StorageError:
-                    pass
         keep = keep_everything if n % 4 < 2 else keep_nothing
         check(vfs.crash(keep), made[0] if made else None, context=f"operation {n} failed: {clean.journal[n - 1]}")
 
@@ -190,7 +193,9 @@ def test_an_older_copy_of_a_file_or_anothers_file_does_not_pass() -> None:
     other, _, _, _ = store_with_everything()
     for path in sorted(vfs.files):
         if "wal/" in path or ".sst" in path or "MANIFEST" in path:
-            theirs = next(p for p in sorted(other.files) if p.rsplit(".")[-1] == path.rsplit(".")[-1] or "MANIFEST" in p)
+            theirs = next(
+                p for p in sorted(other.files) if p.rsplit(".")[-1] == path.rsplit(".")[-1] or "MANIFEST" in p
+            )
             damaged = vfs.crash(keep_everything)
             damaged.replace(path, bytes(other.files[theirs].data))
             with pytest.raises((Corruption, StoreMismatch)):
@@ -221,12 +226,8 @@ def test_a_torn_tail_is_dropped_and_reported_and_damage_before_it_is_refused() -
 def test_garbage_and_other_formats_are_refused_with_a_sentence() -> None:
     vfs, _, _, _ = store_with_everything()
     identity = f"{STORE}/IDENTITY"
-    from shardkv_node.engine import identity as module
-
-    newer = module.identity_text(bytes(16)).replace(b" 1 ", b" 9 ")
+    newer = identity_text(bytes(16)).replace(b" 1 ", b" 9 ")
     words = newer.split()
-    import google_crc32c
-
     checked = b" ".join(words[:3])
     vfs.replace(identity, checked + b" %08x\n" % google_crc32c.value(checked))
     with pytest.raises(UnsupportedFormat, match="format 9; this program knows format 1"):
@@ -234,10 +235,3 @@ def test_garbage_and_other_formats_are_refused_with_a_sentence() -> None:
     vfs.replace(identity, b"garbage")
     with pytest.raises(Corruption):
         open_store(vfs)
-
-
-def test_errors_are_of_the_tree() -> None:
-    assert issubclass(Corruption, ShardKVError)
-
-
-TINY_OS = type(TINY)(**{**{name: getattr(TINY, name) for name in TINY.__dataclass_fields__}, "durability": "os"})
