@@ -98,8 +98,7 @@ class _TabletRows:
         """Drop overwritten rows. Next time when there are twice as many rows: the cost per row stays constant."""
         newest = dict(zip(self._keys, range(len(self._keys)), strict=True))
         if len(newest) < len(self._keys):
-            # In arrival order, so that a later row still stands behind an earlier one.
-            rows = sorted(newest.values())
+            rows = list(newest.values())
             del newest
             self._keys = list(map(self._keys.__getitem__, rows))
             self._kinds = bytearray(map(self._kinds.__getitem__, rows))
