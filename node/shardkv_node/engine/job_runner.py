@@ -2,7 +2,8 @@
 
 Invariants:
   - every submitted job is answered exactly once through `post`, unless `close` came first: after `close` nothing is;
-  - a worker that dies costs a retry under a new job id, so the outputs of two attempts never meet;
+  - a worker that dies costs a retry under a new job id, so the outputs of two attempts never meet; those of the dead
+    one are removed;
   - at most `workers` jobs run at a time, in the order they were submitted.
 
 A worker is started by the first job and ended after a while without one. It is a fresh Python (`subprocess`, never a
@@ -12,6 +13,7 @@ Each worker is fed by one daemon thread here, which does nothing but wait on pip
 
 from __future__ import annotations
 
+import os
 import queue
 import secrets
 import subprocess
@@ -24,6 +26,7 @@ from typing import BinaryIO, cast
 import msgspec
 
 from shardkv.errors import ShardKVError, StorageError
+from shardkv_node.engine.filenames import parse_table_name
 from shardkv_node.engine.job import Job, JobResult
 from shardkv_node.engine.run_job import run
 from shardkv_node.engine.vfs import OsVfs, Vfs
@@ -63,7 +66,9 @@ class JobRunner:
         self._vfs = vfs if vfs is not None else OsVfs()
         self._queue: queue.SimpleQueue[tuple[Job, Done] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._lanes = [_Lane(self._queue, post, self._closed, command, retry_pause_s, idle_s) for _ in range(workers)]
+        self._lanes = [
+            _Lane(self._queue, post, self._closed, self._vfs, command, retry_pause_s, idle_s) for _ in range(workers)
+        ]
 
     @property
     def worker_pids(self) -> list[int]:
@@ -107,6 +112,7 @@ class _Lane:
         jobs: queue.SimpleQueue[tuple[Job, Done] | None],
         post: Post,
         closed: threading.Event,
+        vfs: Vfs,
         command: tuple[str, ...],
         retry_pause_s: float,
         idle_s: float,
@@ -114,6 +120,7 @@ class _Lane:
         self._jobs = jobs
         self._post = post
         self._closed = closed
+        self._vfs = vfs
         self._command = command
         self._retry_pause_s = retry_pause_s
         self._idle_s = idle_s
@@ -181,6 +188,8 @@ class _Lane:
                     return decode_reply(reply)
                 problem = f"the worker ended in the middle of the job ({self._how_it_ended()})"
             self.end_worker()
+            if not self._closed.is_set():
+                _sweep(self._vfs, job)
         return StorageError(
             f"A storage job failed {ATTEMPTS_MAX} times: {problem}.",
             detail={"job": type(job).__name__, "attempts": ATTEMPTS_MAX},
@@ -213,6 +222,15 @@ class _Lane:
         except subprocess.TimeoutExpired:
             return "it closed its pipe"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _sweep(vfs: Vfs, job: Job) -> None:
+    """Remove what an attempt whose worker is dead has written. What stays is swept when the store is opened."""
+    with suppress(StorageError):
+        for name in vfs.list(job.output_directory):
+            parsed = parse_table_name(name)
+            if parsed is not None and parsed[1] == job.job_id:
+                vfs.remove(os.path.join(job.output_directory, name))
 
 
 class _Answer:

@@ -29,6 +29,7 @@ marker = sys.argv[1]
 if not os.path.exists(marker):
     open(marker, "w").close()
     sys.stdin.buffer.read(4)
+    open(os.path.join(sys.argv[2], "000007-0badcafe.sst"), "w").close()
     os.kill(os.getpid(), 9)
 from shardkv_node.engine.worker import main
 main()
@@ -116,7 +117,7 @@ def test_without_workers_jobs_run_inline(tmp_path: Path) -> None:
 
 def test_a_worker_killed_in_the_middle_costs_a_retry(tmp_path: Path) -> None:
     owner = Owner()
-    command = (sys.executable, "-c", CRASH_ONCE, str(tmp_path / "marker"))
+    command = (sys.executable, "-c", CRASH_ONCE, str(tmp_path / "marker"), str(tmp_path / "out"))
     with running(owner, command) as runner:
         runner.submit(some_job(tmp_path), owner.outcomes.append)
         result = check_result(tmp_path, owner.wait()[0])
