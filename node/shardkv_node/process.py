@@ -61,9 +61,8 @@ class NodeProcess:
         self._fatal: asyncio.Future[ShardKVError] = self._loop.create_future()
         self._identity = NodeIdentity(settings.data_dir, settings.name)
         self._clock = HybridClock()
-        self._store = Store.open(
-            os.path.join(settings.data_dir, "store"), settings.engine, post=self._post
-        )
+        self._store = Store.open(os.path.join(settings.data_dir, "store"), settings.engine, post=self._post)
+        _log_recovery(self._store)
         self._ownership = Ownership(settings.name, self._store)
         self._syncer = ThreadSyncer()
         self._committer = Committer(self._store, self._syncer, on_fatal=self._end)
@@ -84,6 +83,7 @@ class NodeProcess:
         try:
             await run_until(stop, self._serve(), self._broken())
             await self._server.drain(grace_s=DRAIN_GRACE_S)
+            log.info("node_drained name=%s", self._settings.name)
             return EXIT_OK
         finally:
             await self._meta.close()
@@ -146,6 +146,23 @@ class NodeProcess:
             self._ownership.update(topology)
         except StorageError as error:
             self._end(error)
+
+
+def _log_recovery(store: Store) -> None:
+    """Say in the log what opening the store found, above all what was dropped."""
+    report = store.recovery
+    log.info(
+        "store_opened created=%s term=%d segments=%d writes_replayed=%d swept=%d",
+        report.created,
+        store.term,
+        report.segments,
+        report.writes_replayed,
+        len(report.swept),
+    )
+    for tail in report.torn_tails:
+        log.warning(
+            "torn_tail_dropped path=%s offset=%d bytes=%d problem=%r", tail.path, tail.offset, tail.bytes, tail.problem
+        )
 
 
 def run_node(settings: NodeSettings) -> int:
