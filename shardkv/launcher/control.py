@@ -14,7 +14,7 @@ from typing import Any
 from shardkv.directory_lock import is_locked, lock_holder
 from shardkv.errors import LaunchError
 from shardkv.launcher.plan import INNER_HOST, local_address
-from shardkv.launcher.processes import RunningProcess, take_over, wait_for_end
+from shardkv.launcher.processes import RunningProcess, find_running, take_over, wait_for_end
 from shardkv.launcher.state import ClusterFile, Layout, ProcessesFile, ProcessRecord, birth_of, is_running, read_state
 from shardkv.launcher.supervisor import KILL_WAIT_S, stop_in_order
 
@@ -100,9 +100,11 @@ def stop_cluster(layout: Layout, *, grace_s: float) -> list[str]:
     if pid is not None:
         _stop_launcher(layout, pid, grace_s)
     file = read_state(layout.processes_file, ProcessesFile) or file
-    left = [(record, process) for record in file.processes if (process := take_over(record)) is not None]
+    recorded = {record.pid for record in file.processes}
+    found = [record for record in find_running(layout) if record.pid not in recorded]
+    left = [(record, process) for record in [*file.processes, *found] if (process := take_over(record)) is not None]
     stop_in_order(left, grace_s)
-    return names
+    return names + [record.name for record in found]
 
 
 def _stop_launcher(layout: Layout, pid: int, grace_s: float) -> None:

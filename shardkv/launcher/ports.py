@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shardkv.errors import LaunchError
 
-META_PORT_DISTANCE = 10_000
+META_PORTS_FROM, META_PORTS = 10_000, 20_000
 _LOWEST_KEPT = 1024
 _EPHEMERAL_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -46,8 +46,8 @@ def free_port(host: str, *, near: int) -> int:
 
 
 def meta_port_for(port: int) -> int:
-    """Where to look first for the metadata process of a cluster on `port`."""
-    return port + META_PORT_DISTANCE
+    """Where to look first for the metadata process of a cluster on `port`: different for neighbouring clusters."""
+    return META_PORTS_FROM + port % META_PORTS
 
 
 def _problem(host: str, port: int) -> int:

@@ -11,13 +11,15 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from shardkv.errors import LaunchError
 from shardkv.launcher.plan import ProcessSpec
-from shardkv.launcher.state import ProcessRecord, birth_of
+from shardkv.launcher.state import Layout, ProcessRecord, birth_of
 
 LAST_WORDS_BYTES = 4096
+_ROLE_OF_MODULE = {"shardkv": "meta", "shardkv_node": "node", "shardkv_router": "router"}
 
 
 class RunningProcess:
@@ -80,6 +82,39 @@ def take_over(record: ProcessRecord) -> RunningProcess | None:
         os.close(fd)
         return None
     return RunningProcess(record.pid, record.birth, fd, None)
+
+
+def find_running(layout: Layout) -> list[ProcessRecord]:
+    """Every process of the cluster in `layout` that runs, found by its command line.
+
+    The record on disk misses one that was started just before its launcher was killed; left alone, it would keep its
+    data directory locked.
+    """
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except OSError:
+            continue
+        name, birth = _name_in(command, layout), birth_of(int(entry))
+        if name and birth:
+            role = _ROLE_OF_MODULE[command[3]]
+            found.append(
+                ProcessRecord(name=name, role=role, command=command, pid=int(entry), birth=birth, state="starting")
+            )
+    return found
+
+
+def _name_in(command: list[str], layout: Layout) -> str | None:
+    """The name a process was started under, if `command` is one that a launcher of this directory made."""
+    if len(command) < 4 or command[1:3] != ["-P", "-m"] or command[3] not in _ROLE_OF_MODULE:
+        return None
+    for option, value in pairwise(command):
+        if option == "--log-file" and Path(value).parent == layout.logs:
+            return Path(value).stem
+    return None
 
 
 def wait_for_end(processes: Iterable[RunningProcess], timeout_s: float) -> None:

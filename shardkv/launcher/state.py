@@ -28,7 +28,7 @@ class Layout:
     """Where things are in a cluster's data directory."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).resolve()
         self.run = self.directory / "run"
         self.lock = self.run / "launcher.lock"
         self.cluster_file = self.run / "cluster.json"

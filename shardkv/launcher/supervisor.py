@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shardkv.errors import StorageError
 from shardkv.launcher.plan import Plan, ProcessSpec, process_specs
-from shardkv.launcher.processes import RunningProcess, last_words, start, take_over, wait_for_end
+from shardkv.launcher.processes import RunningProcess, find_running, last_words, start, take_over, wait_for_end
 from shardkv.launcher.restarts import Restarts, exit_words
 from shardkv.launcher.state import ProcessesFile, ProcessRecord, write_state
 
@@ -57,14 +57,16 @@ class Supervisor:
     # Starting
 
     def adopt(self, records: Iterable[ProcessRecord]) -> list[str]:
-        """Take over what still runs of `records` as it should; stop what runs otherwise. The names taken over."""
+        """Take over what runs as it should, recorded or found; stop what runs otherwise. The names taken over."""
         strangers: list[tuple[ProcessRecord, RunningProcess]] = []
-        for record in records:
-            running = take_over(record)
+        taken: set[int] = set()
+        for record in [*records, *find_running(self._plan.layout)]:
+            running = take_over(record) if record.pid not in taken else None
             if running is None:
                 continue
+            taken.add(running.pid)
             child = self.children.get(record.name)
-            if child is None or record.command != list(child.spec.command):
+            if child is None or child.running or record.command != list(child.spec.command):
                 strangers.append((record, running))
             else:
                 child.running, child.served, child.record = running, True, record
@@ -115,7 +117,9 @@ class Supervisor:
         changed = False
         for child in self.children.values():
             known = registered.get(child.spec.name)
-            if child.running and not child.served and known is not None and known.pid == child.running.pid:
+            if child.running is None or known is None or known.pid != child.running.pid:
+                continue
+            if not child.served or child.record.address != known.address:
                 child.served = changed = True
                 child.record.state, child.record.address = "running", known.address
         if changed:

@@ -72,7 +72,7 @@ def _start(plan: Plan, supervisor: Supervisor) -> list[str]:
     """Adopt and start. Returns the names of the adopted."""
     layout = plan.layout
     before = read_state(layout.processes_file, ProcessesFile)
-    adopted = supervisor.adopt(before.processes) if before is not None else []
+    adopted = supervisor.adopt(before.processes if before is not None else [])
     if not any(supervisor.children[name].spec.role == "router" for name in adopted):
         check_port(plan.bind, plan.file.port)
     if META not in adopted:
