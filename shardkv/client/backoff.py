@@ -7,17 +7,25 @@ from __future__ import annotations
 
 FIRST_S = 0.01
 MOST_S = 0.5
-TOO_LATE_S = 0.005
-"""With less than this left, another try is pointless."""
+CONNECT_NEEDS_S = 0.005
+ANSWER_NEEDS_S = 0.2
+"""A request sent with less than this left may not be answered in time, and an unknown outcome is worse than a refusal
+that is known."""
 
 
-def pause_s(attempt: int, chance: float, left_s: float) -> float | None:
+def pause_s(attempt: int, chance: float, *, left_s: float, needed_s: float) -> float | None:
     """Seconds to wait after the `attempt`-th failure (0 for the first); None: give up.
 
-    `chance` is a random number in [0, 1). `left_s` until the deadline: at most half of it is waited, so that the
-    time a caller granted is used to its end.
+    `chance` is a random number in [0, 1). `left_s` until the deadline, `needed_s` of it for the next try itself; at
+    most half of what can be waited is waited, so that the time a caller granted is used to its end.
     """
-    if left_s < TOO_LATE_S:
+    spare_s = left_s - needed_s
+    if spare_s <= 0:
         return None
     ceiling: float = min(MOST_S, FIRST_S * 2 ** min(attempt, 16))
-    return min(ceiling * (0.25 + 0.75 * chance), left_s / 2)
+    return min(ceiling * (0.25 + 0.75 * chance), max(spare_s / 2, 0.001))
+
+
+def answer_needs_s(timeout_s: float) -> float:
+    """The `needed_s` of sending a request again, in a call that may take `timeout_s`."""
+    return min(ANSWER_NEEDS_S, timeout_s / 2)

@@ -32,10 +32,12 @@ from shardkv.wire.messages import (
     RawReply,
     Read,
     ReadReply,
+    Scan,
     ShardProblem,
     Write,
     WriteReply,
     WriteResult,
+    decode_page,
     decode_read_reply,
     decode_write_reply,
     raw,
@@ -146,6 +148,23 @@ class ReadCall(Call):
     def _ask_next(self) -> None:
         start, stop = self._parts[-1]
         self._payload = raw(Read(self.keys[start:stop]))
+
+
+class PageCall(Call):
+    """One page of a scan. When values are so large that a page does not fit in a frame, a single row is asked for."""
+
+    __slots__ = ("_scan",)
+
+    def __init__(self, scan: Scan) -> None:
+        super().__init__(Op.SCAN, raw(scan), decode_page)
+        self._scan = scan
+
+    def refuse(self, error: ShardKVError) -> None:
+        if isinstance(error, BatchTooLarge) and self._scan.limit > 1:
+            self._scan = msgspec.structs.replace(self._scan, limit=1)
+            self._payload = raw(self._scan)
+        else:
+            super().refuse(error)
 
 
 class WriteCall(Call):

@@ -38,14 +38,14 @@ CTX = 1
 """The number under which a client's keyspace is registered on each of its connections."""
 RECEIVE_BYTES = 256 * 1024
 ANSWER_MARGIN_MS = 100
-"""The server is told a deadline earlier than ours by this (a tenth of what is left at most), so that the error with
+"""The server is told a deadline earlier than ours by this (a third of what is left at most), so that the error with
 which it gives up, which knows more than ours, is still in time."""
 
 
 def told_deadline_ms(left_s: float) -> int:
     """The deadline to put into a request when `left_s` seconds are left here."""
     left_ms = left_s * 1000
-    return max(1, int(left_ms - min(left_ms / 10, ANSWER_MARGIN_MS)))
+    return max(1, int(left_ms - min(left_ms / 3, ANSWER_MARGIN_MS)))
 
 
 class Connection:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Sequence
 
-from shardkv.client.backoff import pause_s
+from shardkv.client.backoff import CONNECT_NEEDS_S, pause_s
 from shardkv.client.connection import Connection
 from shardkv.errors import ClientClosed, DeadlineExceeded, RouterUnavailable, ShardKVError
 from shardkv.limits import Limits
@@ -117,7 +117,8 @@ class Pool:
                     if not error.retriable:
                         raise
                     reasons[format_address(*address)] = error.message.rstrip(".")
-            pause = pause_s(attempt, random.random(), deadline - time.monotonic())
+            left_s = deadline - time.monotonic()
+            pause = pause_s(attempt, random.random(), left_s=left_s, needed_s=CONNECT_NEEDS_S)
             if pause is None:
                 break
             time.sleep(pause)

@@ -6,11 +6,11 @@ Ranges are half-open [start, stop); a prefix is the range [prefix, next_prefix(p
 
 from __future__ import annotations
 
-from shardkv.client.calls import Call
+from shardkv.client.calls import PageCall
 from shardkv.errors import InvalidArgument, RemoteProtocolError
 from shardkv.limits import KIB, MIB, Limits
 from shardkv.wire.checks import check_range
-from shardkv.wire.messages import Op, Page, Scan, decode_page, raw
+from shardkv.wire.messages import Page, Scan
 from shardkv.write_batch import Text, pack_text
 
 PAGE_ROWS = 10_000
@@ -39,11 +39,11 @@ class ScanPlan:
         self._page_bytes = PAGE_BYTES_FIRST
         self.finished = limit == 0 or (stop is not None and start >= stop)
 
-    def call(self) -> Call:
+    def call(self) -> PageCall:
         """The request for the next page. Requires: not finished."""
         rows = PAGE_ROWS if self._left is None else min(self._left, PAGE_ROWS)
         request = Scan(self._start, self._stop, self._reverse, self._keys_only, rows, self._page_bytes, None)
-        return Call(Op.SCAN, raw(request), decode_page)
+        return PageCall(request)
 
     def take(self, page: Page) -> None:
         """Note what `page` covered. Raises RemoteProtocolError when it covered nothing of what was asked."""

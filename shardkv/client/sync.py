@@ -26,7 +26,7 @@ from shardkv.client.arguments import (
     to_keyspace,
     to_timeout_s,
 )
-from shardkv.client.backoff import pause_s
+from shardkv.client.backoff import answer_needs_s, pause_s
 from shardkv.client.calls import Call, State, raise_failure, settle
 from shardkv.client.pool import Pool, closed_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
@@ -260,7 +260,7 @@ class Client(Generic[Out]):
                 break
             waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
             refused = any(call.error is not None for call in now)
-            if waiting and not _paused(attempt if refused else None, deadline):
+            if waiting and not _paused(attempt if refused else None, timeout_s, deadline):
                 for call in waiting:
                     call.expire(timeout_s)
                 break
@@ -308,12 +308,12 @@ class Client(Generic[Out]):
             raise closed_error()
 
 
-def _paused(attempt: int | None, deadline: float) -> bool:
+def _paused(attempt: int | None, timeout_s: float, deadline: float) -> bool:
     """Wait before the next try, if there was a try; False when it is too late for another."""
     left_s = deadline - time.monotonic()
     if attempt is None:
         return left_s > 0
-    pause = pause_s(attempt, random.random(), left_s)
+    pause = pause_s(attempt, random.random(), left_s=left_s, needed_s=answer_needs_s(timeout_s))
     if pause is not None:
         time.sleep(pause)
     return pause is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from shardkv.client.calls import Call, Lost, ReadCall, State, WriteCall, raise_failure, settle
+from shardkv.client.calls import Call, Lost, PageCall, ReadCall, State, WriteCall, raise_failure, settle
 from shardkv.errors import (
     BatchTooLarge,
     DeadlineExceeded,
@@ -19,9 +19,11 @@ from shardkv.errors import (
 from shardkv.wire.messages import (
     OK,
     ErrorPayload,
+    Page,
     RawReply,
     Read,
     ReadReply,
+    Scan,
     ShardProblem,
     Write,
     WriteReply,
@@ -160,6 +162,14 @@ def test_a_reply_that_is_too_large_is_asked_for_in_halves():
             settle(call, answer(ReadReply(part)))
     assert asked == [keys[:2], keys[2:3], keys[3:]]
     assert call.values == keys
+
+
+def test_a_page_that_is_too_large_is_asked_for_row_by_row():
+    call = PageCall(Scan(b"", None, False, False, 10_000, 65536, None))
+    settle(call, refusal(BatchTooLarge("Too large.")))
+    assert (call.state, call.error, sent(call, Scan).limit) == (State.WAITING, None, 1)
+    settle(call, answer(Page([b"k"], [b"v"], b"k\0", None)))
+    assert call.result.keys == [b"k"]
 
 
 def test_one_value_that_is_too_large_ends_it():
