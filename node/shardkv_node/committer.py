@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
 from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import Syncer
 from shardkv_node.engine.write import Group, Write
-from shardkv_node.syncer import Syncer
 
 QUEUED_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of writes that may wait for their group before new ones are refused."""
@@ -117,7 +117,7 @@ class Committer:
             else:
                 self._next()
 
-        self._syncer.run(target.sync, done)
+        self._syncer.submit(target.sync, done)
 
     def _apply(self, group: Group) -> None:
         self._store.apply_group(group)

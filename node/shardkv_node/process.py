@@ -27,10 +27,10 @@ from shardkv.wire.hello import Identity
 from shardkv_node.committer import Committer
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import ThreadSyncer
 from shardkv_node.identity import NodeIdentity
 from shardkv_node.ownership import Ownership
 from shardkv_node.service import NodeService
-from shardkv_node.syncer import ThreadSyncer
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class NodeProcess:
         self._store = Store.open(os.path.join(settings.data_dir, "store"), settings.engine, post=self._post)
         _log_recovery(self._store)
         self._ownership = Ownership(settings.name, self._store)
-        self._syncer = ThreadSyncer()
+        self._syncer = ThreadSyncer(self._post)
         self._committer = Committer(self._store, self._syncer, on_fatal=self._end)
         service = NodeService(self._store, self._ownership, self._committer, settings.limits)
         self._server = Server(service, me=self.me, limits=settings.limits, clock=self._clock)

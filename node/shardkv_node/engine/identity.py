@@ -8,6 +8,8 @@ manifest is gone, data was lost, and the directory must not pass for a new one. 
 
 from __future__ import annotations
 
+import os
+
 import google_crc32c
 
 from shardkv.errors import Corruption, UnsupportedFormat
@@ -19,8 +21,20 @@ STORE_FORMAT = 1
 STORE_ID_BYTES = 16
 
 
+def make_store_directory(vfs: Vfs, directory: str) -> None:
+    """Make the directory and what is missing above it, each name durable: a store must not vanish with its parent."""
+    missing = []
+    path = directory
+    while path and not vfs.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    vfs.make_dirs(directory)
+    for path in reversed(missing):
+        vfs.sync_dir(os.path.dirname(path) or ".")
+
+
 def make_directories(vfs: Vfs, directory: str) -> None:
-    """The store's directories, durable inside it."""
+    """The directories inside the store's, durable."""
     vfs.make_dirs(filenames.wal_directory(directory))
     vfs.make_dirs(filenames.table_directory(directory))
     vfs.sync_dir(directory)

@@ -329,7 +329,8 @@ class Maintenance:
         if self._closed or self._health.poisoned:
             return
         try:
-            self._install_compaction(number, task, outcome)
+            if isinstance(outcome, JobResult) or number in self._tablets:  # a dropped tablet's job may well fail
+                self._install_compaction(number, task, outcome)
         except ShardKVError as error:
             self._note_failure(error)
         self._progress()

@@ -28,6 +28,7 @@ from shardkv.hybrid_clock import HybridClock
 from shardkv_node.engine import filenames
 from shardkv_node.engine.columns import TERM_MAX, make_version
 from shardkv_node.engine.health import Health
+from shardkv_node.engine.identity import make_store_directory
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.maintenance import Generation, Maintenance
@@ -87,7 +88,7 @@ class Store:
         """
         options.validate()
         vfs = vfs if vfs is not None else OsVfs()
-        vfs.make_dirs(directory)
+        make_store_directory(vfs, directory)
         lock = vfs.lock(filenames.lock_path(directory))
         clock = HybridClock()
         try:
@@ -361,6 +362,10 @@ class Store:
             self._freeze()
         else:
             self.maintenance.schedule()
+
+    def tick(self) -> None:
+        """Retry background work that failed, once its pause is over. Call it every second or so; it is cheap."""
+        self.maintenance.schedule()
 
     def request_compaction(self) -> None:
         """Have every tablet merged into one level; `maintenance.idle` once that is done."""
