@@ -179,13 +179,15 @@ def test_a_flipped_bit_anywhere_is_named_or_harmless_and_never_a_wrong_value() -
 
 
 @pytest.mark.parametrize("kind", ["wal/", "MANIFEST", "CURRENT", "IDENTITY", ".sst"])
-def test_a_missing_file_is_named(kind: str) -> None:
+def test_a_missing_file_is_named_and_the_others_stay_as_they_are(kind: str) -> None:
     vfs, _, _, _ = store_with_everything()
     path = next(path for path in sorted(vfs.files) if kind in path)
     vfs.remove(path)
+    before = {path: bytes(inode.data) for path, inode in vfs.files.items()}
     with pytest.raises(Corruption) as caught:
         open_store(vfs)
     assert caught.value.path.startswith(STORE)
+    assert {path: bytes(inode.data) for path, inode in vfs.files.items()} == before
 
 
 def test_an_older_copy_of_a_file_or_anothers_file_does_not_pass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,29 @@ def test_one_scan_merges_several_tablets() -> None:
     assert page.keys == [b"k%02d" % n for n in range(10, 60)] and page.frontier is not None
     page = store.scan_page(tablets, b"k10", b"k20", reverse=True, keys_only=True)
     assert page.keys == [b"k%02d" % n for n in range(19, 9, -1)] and page.values == [] and page.frontier is None
+
+
+def test_deletes_above_older_levels_survive_every_compaction() -> None:
+    store = open_store(CrashVfs(), replace(TINY, level1_bytes_max=1024, level_multiplier=2))
+    tablet = store.create_tablet(b"t")
+    chance = random.Random(1)
+    for number in range(150):
+        commit(store, tablet, [(b"k%03d" % number, chance.randbytes(100))])
+    store.flush()
+    stats = store.stats()
+    assert sum(stats[name] for name in stats if name[-7:] == "_tables" and name > "level2") > 4  # the puts lie deep
+    compactions = stats["compactions"]
+    for number in range(150):
+        commit(store, tablet, [(b"k%03d" % number, None)])
+        assert store.get(tablet, b"k%03d" % number) is None
+        if number % 30 == 29:
+            store.flush()
+            assert len(scan(store, tablet)) == 149 - number
+    assert store.stats()["compactions"] > compactions
+    store.flush()
+    store.request_compaction()
+    stats = store.stats()
+    assert scan(store, tablet) == {} and sum(stats[name] for name in stats if name.endswith("_tables")) == 0
 
 
 class PausedRunner(JobRunner):
@@ -278,3 +302,20 @@ def test_every_wrong_option_is_reported_at_once() -> None:
     assert len(caught.value.problems) == 3
     with pytest.raises(ConfigError, match="l0_stall_tables"):
         replace(TINY, l0_stall_tables=2, l0_compaction_trigger=2).validate()
+
+
+def test_the_log_clock_does_not_go_back_when_the_wall_clock_does() -> None:
+    vfs = CrashVfs()
+
+    def run(now_ms: int) -> int:
+        store = Store.open(
+            STORE, ROOMY, vfs=vfs, post=lambda call: call(), syncer=InlineSyncer(), now_ms=lambda: now_ms
+        )
+        tablet = next(iter(store.tablets), 0) or store.create_tablet(b"t")
+        commit(store, tablet, [(b"k", b"v")])
+        reading = store._log.hlc
+        store.close()
+        return reading
+
+    readings = [run(5_000_000), run(4_000_000), run(4_500_000)]
+    assert readings == sorted(set(readings))
