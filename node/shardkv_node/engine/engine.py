@@ -296,17 +296,17 @@ class Engine:
             self._changed.notify_all()
 
     def _wait_for_room(self) -> None:
-        """Return when the store takes writes. Raises why it will not."""
+        """Return when the store does not stall, which `log_group` leaves to its caller. Raises why it will not end."""
         store = self._store
-        while True:
-            if self._closed:
-                raise self._closed_error()
+        while store.stalled:
             refusal = store.write_refusal()
             if refusal is not None:
                 raise refusal
-            if not store.stalled:
-                return
             self._changed.wait(_WAIT_S)
+            if self._closed:
+                break
+        if self._closed:
+            raise self._closed_error()
 
     def _take(self) -> list[Write]:
         queue = self._queue

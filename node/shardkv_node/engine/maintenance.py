@@ -122,6 +122,8 @@ class Maintenance:
         self.frozen: deque[Generation] = deque()
         """Oldest first."""
         self.counters = Counters()
+        self.most_level0_tables = 0
+        """Of any tablet; kept up to date by `_set_levels`, since every group asks for it."""
         self.on_progress: Callable[[], None] | None = None
         """Called after each job that ended, well or not."""
 
@@ -156,10 +158,6 @@ class Maintenance:
         """Nothing frozen, nothing running, nothing asked for."""
         busy = self.frozen or self._flush_running or self._compaction_running or self._compact_all
         return not busy
-
-    @property
-    def most_level0_tables(self) -> int:
-        return max((len(tablet.level0) for tablet in self._tablets.values()), default=0)
 
     @property
     def full_compaction_pending(self) -> bool:
@@ -209,6 +207,7 @@ class Maintenance:
         names = [meta.file_name for level in self._state.tablets[number].levels for meta in level]
         self.commit([edit])
         del self._tablets[number]
+        self._count_level0()
         self._compact_all.discard(number)
         self._delete_tables(names)
 
@@ -386,6 +385,10 @@ class Maintenance:
     def _set_levels(self, number: int) -> None:
         levels = self._state.tablets[number].levels
         self._tablets[number].set_levels([[self._tables[meta.file_name] for meta in level] for level in levels])
+        self._count_level0()
+
+    def _count_level0(self) -> None:
+        self.most_level0_tables = max((len(tablet.level0) for tablet in self._tablets.values()), default=0)
 
     def _delete_tables(self, names: Sequence[str]) -> None:
         for name in names:
