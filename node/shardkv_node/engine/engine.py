@@ -21,17 +21,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from shardkv.errors import (
-    ConfigError,
-    InvalidArgument,
-    InvalidKey,
-    InvalidRange,
-    KeyTooLarge,
-    ShardKVError,
-    StoreClosed,
-    ValueTooLarge,
-)
-from shardkv.write_batch import Text, WriteBatch, pack_text
+from shardkv.errors import ConfigError, InvalidArgument, ShardKVError, StoreClosed
+from shardkv.write_batch import Text, WriteBatch
+from shardkv_node.engine.arguments import check_columns, check_limit, pack_bounds, pack_key, pack_value
 from shardkv_node.engine.columns import DELETE, PUT
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import RecoveryReport
@@ -95,7 +87,7 @@ class Engine:
 
     def put(self, key: Text, value: Text) -> None:
         """Store the value under the key, replacing what was there."""
-        self._submit(Write(self._tablet, [self._key(key)], PUT, [self._value(value)]))
+        self._submit(Write(self._tablet, [self._key(key)], PUT, [pack_value(value, self._value_bytes_max)]))
 
     def delete(self, key: Text) -> bool:
         """Remove the key. Returns whether it existed."""
@@ -111,7 +103,7 @@ class Engine:
             self._check_usable()
             return
         keys, kinds, values = list(batch.keys), bytes(batch.kinds), list(batch.values)
-        self._check_lengths(keys, values)
+        check_columns(keys, values, self._key_bytes_max, self._value_bytes_max)
         self._submit(Write(self._tablet, keys, kinds[0] if len(set(kinds)) == 1 else kinds, values))
 
     def put_many(self, items: Iterable[tuple[Text, Text]] | dict[Any, Any]) -> None:
@@ -176,9 +168,8 @@ class Engine:
         Read in pages: a key that exists for the whole scan is given exactly once; one that is written meanwhile
         may or may not be. Raises `InvalidRange` when `stop` is before `start`.
         """
-        low, high = _bounds(start, stop, prefix)
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise InvalidArgument(f"A limit is a whole number of at least 0, not {limit!r}.")
+        low, high = pack_bounds(start, stop, prefix)
+        check_limit(limit)
         self._check_usable()
         pages = self._pages(low, high, limit, reverse=reverse, keys_only=keys_only)
         if keys_only:
@@ -377,56 +368,4 @@ class Engine:
         return StoreClosed(f"The store at {self.directory} is closed.", hint="Open it again to use it.")
 
     def _key(self, key: Text) -> bytes:
-        packed = pack_text(key, "key")
-        if not packed:
-            raise InvalidKey("A key is empty.", hint="Use at least one byte.")
-        if len(packed) > self._key_bytes_max:
-            raise KeyTooLarge(
-                f"A key is {len(packed)} bytes long; the limit is {self._key_bytes_max} bytes.",
-                detail={"bytes": len(packed), "limit": self._key_bytes_max},
-                hint="Use a shorter key, for example a hash of this one.",
-            )
-        return packed
-
-    def _value(self, value: Text) -> bytes:
-        packed = pack_text(value, "value")
-        if len(packed) > self._value_bytes_max:
-            raise ValueTooLarge(
-                f"A value is {len(packed)} bytes long; the limit is {self._value_bytes_max} bytes.",
-                detail={"bytes": len(packed), "limit": self._value_bytes_max},
-                hint="Cut it into several values.",
-            )
-        return packed
-
-    def _check_lengths(self, keys: list[bytes], values: list[bytes]) -> None:
-        lengths = list(map(len, keys))
-        if not min(lengths) or max(lengths) > self._key_bytes_max:
-            for key in keys:
-                self._key(key)
-        if max(map(len, values)) > self._value_bytes_max:
-            for value in values:
-                self._value(value)
-
-
-def _bounds(start: Text, stop: Text | None, prefix: Text | None) -> tuple[bytes, bytes | None]:
-    """The range to scan, as [start, stop) with None for no end."""
-    low = pack_text(start, "start of a range")
-    high = None if stop is None else pack_text(stop, "end of a range")
-    if high is not None and high < low:
-        raise InvalidRange(
-            f"The range stops at {high[:40]!r}, before it starts at {low[:40]!r}.",
-            hint="Give the smaller key first; use reverse to read backwards.",
-        )
-    if prefix is None:
-        return low, high
-    first = pack_text(prefix, "prefix")
-    after = prefix_end(first)
-    low = max(low, first)
-    high = after if high is None else high if after is None else min(high, after)
-    return low, high if high is None or high > low else low
-
-
-def prefix_end(prefix: bytes) -> bytes | None:
-    """The first key after all keys with this prefix; None when there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
+        return pack_key(key, self._key_bytes_max)

@@ -24,7 +24,7 @@ from shardkv.errors import (
     ValueTooLarge,
 )
 from shardkv_node.engine import Engine
-from shardkv_node.engine.engine import prefix_end
+from shardkv_node.engine.arguments import prefix_end
 from tests.node.engine.embedded_writer import KEYS, operations
 
 

@@ -1,0 +1,76 @@
+"""What users of an `Engine` pass, checked and packed: keys, values, ranges.
+
+Everything here returns bytes that the store takes as they are, or raises one sentence that says what is wrong.
+"""
+
+from __future__ import annotations
+
+from shardkv.errors import InvalidArgument, InvalidKey, InvalidRange, KeyTooLarge, ValueTooLarge
+from shardkv.write_batch import Text, pack_text
+
+
+def pack_key(key: Text, bytes_max: int) -> bytes:
+    """Raises `InvalidArgument`, `InvalidKey`, `KeyTooLarge`."""
+    packed = pack_text(key, "key")
+    if not packed:
+        raise InvalidKey("A key is empty.", hint="Use at least one byte.")
+    if len(packed) > bytes_max:
+        raise KeyTooLarge(
+            f"A key is {len(packed)} bytes long; the limit is {bytes_max} bytes.",
+            detail={"bytes": len(packed), "limit": bytes_max},
+            hint="Use a shorter key, for example a hash of this one.",
+        )
+    return packed
+
+
+def pack_value(value: Text, bytes_max: int) -> bytes:
+    """Raises `InvalidArgument`, `ValueTooLarge`."""
+    packed = pack_text(value, "value")
+    if len(packed) > bytes_max:
+        raise ValueTooLarge(
+            f"A value is {len(packed)} bytes long; the limit is {bytes_max} bytes.",
+            detail={"bytes": len(packed), "limit": bytes_max},
+            hint="Cut it into several values.",
+        )
+    return packed
+
+
+def check_columns(keys: list[bytes], values: list[bytes], key_bytes_max: int, value_bytes_max: int) -> None:
+    """As `pack_key` and `pack_value` for every operation of a batch that is not empty."""
+    lengths = list(map(len, keys))
+    if not min(lengths) or max(lengths) > key_bytes_max:
+        for key in keys:
+            pack_key(key, key_bytes_max)
+    if max(map(len, values)) > value_bytes_max:
+        for value in values:
+            pack_value(value, value_bytes_max)
+
+
+def pack_bounds(start: Text, stop: Text | None, prefix: Text | None) -> tuple[bytes, bytes | None]:
+    """The range to scan, as [start, stop) with None for no end. Raises `InvalidRange`."""
+    low = pack_text(start, "start of a range")
+    high = None if stop is None else pack_text(stop, "end of a range")
+    if high is not None and high < low:
+        raise InvalidRange(
+            f"The range stops at {high[:40]!r}, before it starts at {low[:40]!r}.",
+            hint="Give the smaller key first; use reverse to read backwards.",
+        )
+    if prefix is None:
+        return low, high
+    first = pack_text(prefix, "prefix")
+    after = prefix_end(first)
+    low = max(low, first)
+    high = after if high is None else high if after is None else min(high, after)
+    return low, high if high is None or high > low else low
+
+
+def check_limit(limit: object) -> None:
+    """Raises `InvalidArgument` unless it is None or a whole number of at least 0."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise InvalidArgument(f"A limit is a whole number of at least 0, not {limit!r}.")
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """The first key after all keys with this prefix; None when there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None

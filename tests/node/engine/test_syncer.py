@@ -1,0 +1,80 @@
+"""A store whose syncs run in a thread: the owner is told in its own context, once, and never again after an error."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from shardkv.errors import StorageError
+from shardkv_node.engine.columns import PUT
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.write import Write
+from tests.node.engine.crash_vfs import CrashVfs
+from tests.node.engine.store_driver import STORE, TINY
+
+Posts = queue.SimpleQueue[Callable[[], None]]
+
+
+def open_threaded(vfs: CrashVfs, durability: str) -> tuple[Store, Posts, int]:
+    posts: Posts = queue.SimpleQueue()
+    options = replace(TINY, durability=durability, sync_interval_ms=1, memtable_bytes_max=1 << 20)
+    store = Store.open(STORE, options, vfs=vfs, post=posts.put)
+    return store, posts, store.create_tablet(b"t")
+
+
+def test_a_group_is_applied_after_its_sync_came_back() -> None:
+    store, posts, tablet = open_threaded(CrashVfs(), "always")
+    group = store.log_group([Write(tablet, [b"k"], PUT, [b"v"])])
+    outcomes: list[StorageError | None] = []
+    store.sync_group(group, outcomes.append)
+    assert outcomes == [] and store.get(tablet, b"k") is None
+    posts.get(timeout=10)()
+    assert outcomes == [None] and not store.sync_due()
+    store.apply_group(group)
+    assert store.get(tablet, b"k") == b"v"
+    store.close()
+
+
+def test_a_failed_sync_poisons_the_store_and_the_group_is_not_applied() -> None:
+    vfs = CrashVfs()
+    store, posts, tablet = open_threaded(vfs, "always")
+    group = store.log_group([Write(tablet, [b"k"], PUT, [b"v"])])
+    vfs.fail_at(vfs.operations + 1)
+    outcomes: list[StorageError | None] = []
+    store.sync_group(group, outcomes.append)
+    posts.get(timeout=10)()
+    assert len(outcomes) == 1 and outcomes[0] is not None and "open it again" in str(outcomes[0])
+    assert store.get(tablet, b"k") is None and store.write_refusal() is not None
+    seen = vfs.operations
+    store.close()
+    assert vfs.operations == seen
+
+
+def test_interval_mode_acknowledges_at_once_and_syncs_until_nothing_is_left() -> None:
+    store, posts, tablet = open_threaded(CrashVfs(), "interval")
+    for number in range(3):
+        group = store.log_group([Write(tablet, [b"%d" % number], PUT, [b"v"])])
+        outcomes: list[StorageError | None] = []
+        store.sync_group(group, outcomes.append)
+        assert outcomes == [None]
+        store.apply_group(group)
+    log = store._log
+    while log.synced_offset < log.offset:
+        posts.get(timeout=10)()
+    store.close()
+
+
+def test_a_segment_rolled_while_it_syncs_is_closed_afterwards() -> None:
+    store, posts, tablet = open_threaded(CrashVfs(), "interval")
+    group = store.log_group([Write(tablet, [b"k"], PUT, [b"v"])])
+    store.sync_group(group, lambda error: None)
+    store.apply_group(group)
+    store.flush()
+    posts.get(timeout=10)()
+    assert store.get(tablet, b"k") == b"v" and store.write_refusal() is None
+    store.close()
+    with pytest.raises(StorageError):
+        store.get(tablet, b"k")
