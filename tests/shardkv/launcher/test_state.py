@@ -61,10 +61,14 @@ def test_a_pid_given_to_another_process_is_not_taken_over() -> None:
 
 
 def test_an_ended_process_is_not_running_even_before_it_is_reaped() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     birth = birth_of(child.pid)
     assert birth is not None
-    child.communicate(b"\n")
+    assert child.stdin is not None
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert take_over(record(child.pid, birth)) is None
+    child.wait()
     assert take_over(record(child.pid, birth)) is None
     assert not is_running(record(0, ""))
 

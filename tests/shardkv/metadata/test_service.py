@@ -79,6 +79,15 @@ def test_a_watch_with_nothing_new_is_answered_when_its_time_is_up(tmp_path: Path
     run(story, tmp_path)
 
 
+def test_a_watch_from_beyond_the_store_is_answered_at_once(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            payload = await client._peer.call(Op.META_WATCH, MetaWatch(999, 60_000), timeout_s=5)
+            assert decode_meta_entries(payload).revision == world.store.revision
+
+    run(story, tmp_path)
+
+
 def test_a_broken_connection_leaves_no_watch_behind(tmp_path: Path) -> None:
     async def story(directory: Path) -> None:
         async with meta_world(directory) as world:
