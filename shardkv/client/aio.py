@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, cast, overload
 
 from shardkv.client import requests
 from shardkv.client.arguments import (
@@ -228,7 +228,7 @@ class AsyncClient(Generic[Out]):
         if peer is not None:
             await peer.close()
 
-    async def __aenter__(self) -> AsyncClient[Out]:
+    async def __aenter__(self) -> Self:
         self._check_open()
         return self
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, cast, overload
 
 from shardkv.client import requests
 from shardkv.client.arguments import (
@@ -233,7 +233,7 @@ class Client(Generic[Out]):
         self._closed = True
         self._pool.close()
 
-    def __enter__(self) -> Client[Out]:
+    def __enter__(self) -> Self:
         self._check_open()
         return self
 

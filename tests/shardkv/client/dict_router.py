@@ -45,6 +45,8 @@ class DictRouter:
         self.lost_keys: dict[bytes, ShardProblem] = {}
         """Writes of these keys are refused (or of unknown outcome) with this problem."""
         self.requests: list[Op] = []
+        self.used_connections: set[Connection] = set()
+        """All connections that ever sent a request."""
         self.page_rows = 10_000
         self.port = 0
         self._limits = limits
@@ -92,6 +94,7 @@ class DictRouter:
         if op is None:
             raise unknown_operation(request.op)
         self.requests.append(op)
+        self.used_connections.add(connection)
         if self.refusals:
             raise self.refusals.pop(0)
         context = connection.context(request.ctx)

@@ -80,12 +80,19 @@ def test_leaving_a_scan_early_leaves_nothing_behind(router, caplog):
 
     async def run() -> None:
         async with AsyncClient(router.address) as db:
-            async for _ in db.scan():
-                break
+            await db.ping()
             before = asyncio.all_tasks()
-            assert await db.get("001") == b"v"
+            rows = db.scan()
+            await anext(rows)
+            router.delay_s = lambda op: 0.5
             await asyncio.sleep(0)
-            assert len(before) <= 3
+            for _ in range(10):
+                await anext(rows)
+            assert asyncio.all_tasks() > before
+            await rows.aclose()
+            assert asyncio.all_tasks() == before
+            router.delay_s = lambda op: 0.0
+            assert await db.get("001") == b"v"
 
     asyncio.run(run())
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
