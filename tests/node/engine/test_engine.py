@@ -25,6 +25,7 @@ from shardkv.errors import (
 )
 from shardkv_node.engine import Engine
 from shardkv_node.engine.arguments import prefix_end
+from tests.node.engine.crash_vfs import CrashVfs
 from tests.node.engine.embedded_writer import KEYS, operations
 
 
@@ -163,6 +164,43 @@ def test_writers_that_wait_are_told_when_the_engine_is_closed(tmp_path: Path) ->
         for end in ends:
             name, acked = end.split()
             assert len(list(engine.scan(prefix=name, keys_only=True))) == int(acked)
+
+
+class GatedVfs(CrashVfs):
+    """The first sync of the log after the gate was shut waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.open.set()
+        self.waiting = threading.Event()
+
+    def operate(self, what: str, path: str) -> None:
+        if what == "sync" and ".wal" in path and not self.open.is_set() and not self.waiting.is_set():
+            self.waiting.set()
+            self.open.wait(20)
+        super().operate(what, path)
+
+
+def test_reads_go_on_during_a_sync_and_close_waits_for_it() -> None:
+    vfs = GatedVfs()
+    engine = Engine.open("/data/store", vfs=vfs, workers=0, disk_reserve_bytes=0)
+    engine.put("before", "1")
+    vfs.open.clear()
+    writer = threading.Thread(target=engine.put, args=("during", "2"))
+    writer.start()
+    assert vfs.waiting.wait(10)
+    assert engine.get("before") == b"1" and engine.get("during") is None
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    closer.join(0.05)
+    assert closer.is_alive() and writer.is_alive()
+    vfs.open.set()
+    closer.join(10)
+    writer.join(10)
+    assert not closer.is_alive()
+    with Engine.open("/data/store", vfs=vfs.crash(), workers=0, disk_reserve_bytes=0) as engine:
+        assert engine.get_many(["before", "during"]) == [b"1", b"2"]
 
 
 def test_a_forked_child_is_refused_and_does_not_harm_the_parent(tmp_path: Path) -> None:

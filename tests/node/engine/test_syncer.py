@@ -67,6 +67,27 @@ def test_interval_mode_acknowledges_at_once_and_syncs_until_nothing_is_left() ->
     store.close()
 
 
+def test_interval_mode_syncs_again_what_came_while_it_synced_and_one_at_a_time() -> None:
+    vfs = CrashVfs()
+    store, posts, tablet = open_threaded(vfs, "interval")
+
+    def put(key: bytes) -> None:
+        group = store.log_group([Write(tablet, [key], PUT, [b"v"])])
+        store.sync_group(group, lambda error: None)
+        store.apply_group(group)
+
+    put(b"first")
+    first_answer = posts.get(timeout=10)
+    put(b"second")  # after the sync, before its answer was heard
+    put(b"third")
+    assert posts.empty()
+    first_answer()
+    assert store._log.synced_offset < store._log.offset
+    posts.get(timeout=10)()
+    assert store._log.synced_offset == store._log.offset and posts.empty()
+    store.close()
+
+
 def test_a_segment_rolled_while_it_syncs_is_closed_afterwards() -> None:
     store, posts, tablet = open_threaded(CrashVfs(), "interval")
     group = store.log_group([Write(tablet, [b"k"], PUT, [b"v"])])
