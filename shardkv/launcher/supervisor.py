@@ -170,7 +170,7 @@ class Supervisor:
         running = [(child.record, child.running) for child in self.children.values() if child.running]
         killed = stop_in_order(running, self._grace_s, interrupted)
         for name in killed:
-            self._report(f"{name} did not stop in time and was killed.")
+            self._report(f"{name} had not stopped yet and was killed.")
         for child in self.children.values():
             child.running, child.restart_at = None, None
             child.record.pid = 0

@@ -145,8 +145,8 @@ def _watch(plan: Plan, supervisor: Supervisor, signals: _StopSignals) -> None:
 def _stop(supervisor: Supervisor, signals: _StopSignals, report: Report) -> None:
     if any(supervisor.pids().values()):
         report("Stopping: routers first, then nodes, then the metadata process.")
-        signals.forget()
-        supervisor.stop(interrupted=signals.arrived)
+    signals.forget()
+    supervisor.stop(interrupted=signals.arrived)
 
 
 class _StopSignals:

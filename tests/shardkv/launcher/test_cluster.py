@@ -147,6 +147,18 @@ def test_what_cannot_run_ends_the_start_with_its_own_sentence(tmp_path: Path) ->
     assert "was running" in command("cluster", "down", "--data-dir", data).stdout
 
 
+def test_a_second_ctrl_c_kills_what_will_not_stop(tmp_path: Path) -> None:
+    with cluster_world(tmp_path, "--nodes", "1", config=CONFIG.replace("5000", "60000")) as world:
+        until(lambda: "Try this" in world.output)
+        pids = [world.pid(name) for name in world.records()]
+        world.kill("node-1", number=signal.SIGSTOP)
+        world.kill("launcher", number=signal.SIGINT)
+        until(lambda: "Stopping" in world.output)
+        assert world.stop() == 0
+        assert "node-1 had not stopped yet and was killed." in world.output
+        assert not any(birth_of(pid) for pid in pids)
+
+
 def test_a_new_launcher_takes_over_what_the_killed_one_left(tmp_path: Path) -> None:
     with cluster_world(tmp_path, "--nodes", "2", config=CONFIG) as world:
         until(lambda: "Try this" in world.output)
