@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(epilog="Example: shardkv node run --name node-1 --meta 127.0.0.1:7401 --data-dir /var/lib/shardkv/node-1")
 def node() -> None:
     """A node: keeps and serves the shards it owns."""
 

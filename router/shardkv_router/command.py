@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(epilog="Example: shardkv router run --name router-1 --meta 127.0.0.1:7401")
 def router() -> None:
     """A router: takes clients and sends their requests to the nodes."""
 

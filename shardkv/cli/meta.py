@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(epilog="Example: shardkv meta run --data-dir /var/lib/shardkv/meta --nodes 3")
 def meta() -> None:
     """The metadata process: the one place that knows who owns what."""
 
