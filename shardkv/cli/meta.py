@@ -36,7 +36,7 @@ def run(
     split_at: tuple[str, ...],
     config_file: str | None,
     log_file: str | None,
-    insecure: bool | None,  # noqa: FBT001
+    insecure: bool | None,
 ) -> None:
     """Keep the metadata of a cluster and place its shards, until SIGTERM."""
     import msgspec
