@@ -188,11 +188,11 @@ def test_a_node_that_is_down_is_named_and_the_others_serve(world: ClusterWorld):
         try:
             world.kill("node-2")
             with pytest.raises(ShardUnavailable) as caught:
-                db.get_many(PROBES, timeout=1)
+                db.get_many(PROBES, timeout=0.6)
             assert caught.value.detail["shard"] in lost
             assert f"Shard {caught.value.detail['shard']} is not served" in str(caught.value)
             with pytest.raises(ShardUnavailable, match="operations") as caught:
-                db.put_many(dict.fromkeys(PROBES, "w"), timeout=1)
+                db.put_many(dict.fromkeys(PROBES, "w"), timeout=0.6)
             assert set(caught.value.detail["shards"]) <= lost
             assert caught.value.detail["applied"] >= 4
             assert caught.value.detail["refused"] == len(PROBES) - caught.value.detail["applied"]
