@@ -1,13 +1,12 @@
 """What the node, router and metadata programs share on the command line: exit codes, binding rules, start-up errors.
 
-Invariant: a program that cannot start says why in one sentence on stderr and in its log, and its exit code tells a
-supervisor whether starting it again could help.
+Invariant: a program that cannot start says why in one sentence on standard error (its log, when it has one: logs.py
+puts the file in its place), and its exit code tells a supervisor whether starting it again could help.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from shardkv.errors import (
     VersionMismatch,
 )
 from shardkv.transport.address import format_address, is_loopback
-
-log = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -81,6 +78,5 @@ def guarded(start: Callable[[], int]) -> int:
     try:
         return start()
     except ShardKVError as error:
-        log.error("program_ended code=%s reason=%r", error.code, str(error))
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return exit_code_of(error)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
 from shardkv_node.engine.store import Store
-from shardkv_node.engine.syncer import Syncer
 from shardkv_node.engine.write import Group, Write
 
 QUEUED_BYTES_MAX = 64 * 1024 * 1024
@@ -26,16 +25,14 @@ GROUP_BYTES = 8 * 1024 * 1024
 class Committer:
     """Drives one store's writes. `on_fatal` runs once, when the store can take no more writes."""
 
-    def __init__(self, store: Store, syncer: Syncer, *, on_fatal: Callable[[StorageError], None]) -> None:
+    def __init__(self, store: Store, *, on_fatal: Callable[[StorageError], None]) -> None:
         self._store = store
-        self._syncer = syncer
         self._loop = asyncio.get_running_loop()
         self._on_fatal = on_fatal
         self._queue: deque[tuple[Write, float | None, int]] = deque()
         self._queued_bytes = 0
         self._busy = False
         self._form_due = False
-        self._late_sync: asyncio.TimerHandle | None = None
         store.on_progress = self._schedule
         self.groups = 0
         self.writes = 0
@@ -84,11 +81,7 @@ class Committer:
         self.groups += 1
         self.writes += len(writes)
         self._busy = True
-        if self._store.sync_due():
-            self._sync(group)
-        else:
-            self._apply(group)
-            self._sync_later()
+        self._store.sync_group(group, lambda error: self._synced(group, error))
 
     def _take(self) -> list[Write]:
         """The next writes whose deadline has not passed, up to the size of a group."""
@@ -103,59 +96,22 @@ class Committer:
                 writes.append(write)
         return writes
 
-    def _sync(self, group: Group | None) -> None:
-        target = self._store.sync_target()
-
-        def done(error: StorageError | None) -> None:
-            if error is not None:
-                self._store.fail(error)
-                self._on_fatal(error)
-                return
-            self._store.synced(target)
-            if group is not None:
-                self._apply(group)
-            else:
-                self._next()
-
-        self._syncer.submit(target.sync, done)
-
-    def _apply(self, group: Group) -> None:
-        self._store.apply_group(group)
-        self._next()
-
-    def _next(self) -> None:
+    def _synced(self, group: Group, error: StorageError | None) -> None:
         self._busy = False
+        if error is not None:
+            self._refused(group.writes, error)
+            return
+        self._store.apply_group(group)
         self._schedule()
 
-    def _refused(self, writes: list[Write], error: ShardKVError) -> None:
-        """The group was not logged; with a poisoned store nobody knows how much of it reached the disk."""
+    def _refused(self, writes: Sequence[Write], error: ShardKVError) -> None:
+        """The group was not logged, or not synced: then nobody knows how much of it will be found again."""
         for write in writes:
             _finish(write, error)
         if self._store.health.poisoned and isinstance(error, StorageError):
             self._on_fatal(error)
         else:
             self._schedule()
-
-    # The `interval` mode: what the last group left unsynced
-
-    def _sync_later(self) -> None:
-        """See to it that a quiet store is synced too, within the interval."""
-        if self._late_sync is None and self._store.options.durability == "interval":
-            wait_s = self._store.options.sync_interval_ms / 1000
-            self._late_sync = self._loop.call_later(wait_s, self._sync_now)
-
-    def _sync_now(self) -> None:
-        self._late_sync = None
-        if self._busy:
-            self._sync_later()
-        elif self._store.sync_due():
-            self._busy = True
-            self._sync(None)
-
-    def close(self) -> None:
-        """Stop forming groups. A sync under way is waited for by closing the syncer."""
-        if self._late_sync is not None:
-            self._late_sync.cancel()
 
 
 def _finish(write: Write, error: ShardKVError) -> None:

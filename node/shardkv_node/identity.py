@@ -52,7 +52,7 @@ class NodeIdentity:
         data = self._vfs.read_all(self._path)
         try:
             found = msgspec.json.decode(data, type=NodeFile)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageError(
                 f"{self._path} cannot be read: {error}.", hint="Restore it from a copy of this data directory."
             ) from error

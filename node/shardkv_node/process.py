@@ -27,7 +27,6 @@ from shardkv.wire.hello import Identity
 from shardkv_node.committer import Committer
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
-from shardkv_node.engine.syncer import ThreadSyncer
 from shardkv_node.identity import NodeIdentity
 from shardkv_node.ownership import Ownership
 from shardkv_node.service import NodeService
@@ -35,6 +34,7 @@ from shardkv_node.service import NodeService
 log = logging.getLogger(__name__)
 
 DRAIN_GRACE_S = 5.0
+TICK_S = 1.0
 CLUSTER_PAUSE_S = 0.02
 
 
@@ -64,8 +64,7 @@ class NodeProcess:
         self._store = Store.open(os.path.join(settings.data_dir, "store"), settings.engine, post=self._post)
         _log_recovery(self._store)
         self._ownership = Ownership(settings.name, self._store)
-        self._syncer = ThreadSyncer(self._post)
-        self._committer = Committer(self._store, self._syncer, on_fatal=self._end)
+        self._committer = Committer(self._store, on_fatal=self._end)
         service = NodeService(self._store, self._ownership, self._committer, settings.limits)
         self._server = Server(service, me=self.me, limits=settings.limits, clock=self._clock)
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
@@ -81,14 +80,12 @@ class NodeProcess:
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until `stop` is set. Raises ShardKVError when it cannot start, or when the store is poisoned."""
         try:
-            await run_until(stop, self._serve(), self._broken())
+            await run_until(stop, self._serve(), self._broken(), self._tick())
             await self._server.drain(grace_s=DRAIN_GRACE_S)
             log.info("node_drained name=%s", self._settings.name)
             return EXIT_OK
         finally:
             await self._meta.close()
-            self._committer.close()
-            self._syncer.close()
             self._store.close()
 
     def _end(self, error: ShardKVError) -> None:
@@ -121,6 +118,12 @@ class NodeProcess:
         )
         log.info("node_registered name=%s incarnation=%d port=%d", settings.name, self._identity.incarnation, port)
         await self._meta.follow(self._follow)
+
+    async def _tick(self) -> None:
+        """Let the store retry background work that failed, for good."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._store.tick()
 
     async def _cluster_id(self) -> str:
         """The id of the cluster the metadata store belongs to, waiting for it as long as it takes."""

@@ -7,21 +7,24 @@ be served. Losing the metadata store afterwards stops nothing but news.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
+from shardkv.errors import ShardKVError
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import Limits
 from shardkv.metadata.client import MetaClient
 from shardkv.metadata.register import register_router
 from shardkv.programs import EXIT_OK, advertised, port_problem
-from shardkv.topology.documents import RouterDocument
+from shardkv.topology.documents import ROUTERS, RouterDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.loop import run_program, run_until
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
+from shardkv.wire.messages import MetaPut
 from shardkv_router.forwarding import Forwarder
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
@@ -32,6 +35,7 @@ from shardkv_router.status import cluster_status
 log = logging.getLogger(__name__)
 
 DRAIN_GRACE_S = 5.0
+SIGN_OFF_TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ class RouterProcess:
         try:
             await run_until(stop, self._meta.follow(self._follow), self._serve())
             await self._server.drain(grace_s=DRAIN_GRACE_S)
+            await self._sign_off()
             return EXIT_OK
         finally:
             await self._links.close()
@@ -95,6 +100,11 @@ class RouterProcess:
             ),
         )
         log.info("router_serving name=%s port=%d own_port=%d", settings.name, settings.port, own_port)
+
+    async def _sign_off(self) -> None:
+        """Take this router's address back; when the store is away the address just stays listed."""
+        with contextlib.suppress(ShardKVError):
+            await self._meta.txn([], [MetaPut(f"{ROUTERS}{self._settings.name}", None)], timeout_s=SIGN_OFF_TIMEOUT_S)
 
     async def _listen(self, port: int, *, reuse_port: bool) -> int:
         try:

@@ -110,7 +110,7 @@ def read_state(path: Path, kind: type[State]) -> State | None:
         return None
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StorageError(
             f"{path} is damaged: {error}.", hint="Restore it from a copy, or move it away: it is then made anew."
         ) from error

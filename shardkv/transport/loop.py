@@ -6,7 +6,9 @@ Invariant: a signal handler only sets the event; the program acts on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -37,7 +39,16 @@ async def _with_signals(main: Main) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gc.set_threshold(*GC_THRESHOLDS)
+    _allow_many_files()
     return await main(stop)
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files, sockets included, to what the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def run_until(stop: asyncio.Event, *jobs: Coroutine[Any, Any, None]) -> None:

@@ -248,6 +248,9 @@ Replies = tuple[int, Annotated[list[RawReply], msgspec.Meta(max_length=COLUMN_LE
 
 Batch = TypeVar("Batch")
 
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
+"""What msgspec raises for bytes that are not what was declared."""
+
 _encoder = msgspec.msgpack.Encoder()
 _requests_decoder: msgspec.msgpack.Decoder[Requests] = msgspec.msgpack.Decoder(Requests)
 _replies_decoder: msgspec.msgpack.Decoder[Replies] = msgspec.msgpack.Decoder(Replies)
@@ -283,7 +286,7 @@ def decode_replies(body: bytes) -> Replies:
 def _decode_envelope(decoder: msgspec.msgpack.Decoder[Batch], body: bytes, what: str) -> Batch:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
+    except UNDECODABLE as error:
         raise RemoteProtocolError(f"A frame is not a batch of {what}s: {_reason(error)}.") from error
 
 
@@ -299,7 +302,7 @@ class PayloadDecoder:
     def __call__(self, payload: msgspec.Raw) -> Any:
         try:
             return self._decode(payload)
-        except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
+        except UNDECODABLE as error:
             raise InvalidArgument(f"The payload of a {self._name} request is malformed: {_reason(error)}.") from error
 
 
@@ -336,6 +339,6 @@ def reply_error(payload: msgspec.Raw) -> ShardKVError:
     """The exception an ERROR reply's payload stands for."""
     try:
         told = _error_decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         return RemoteProtocolError(f"The peer reported an error that cannot be read: {error}.")
     return from_wire(told.code, told.message, told.detail, told.hint)

@@ -41,10 +41,10 @@ async def measure(kind: str, writers: int, seconds: float) -> tuple[float, float
         loop.call_soon_threadsafe(work)
 
     with tempfile.TemporaryDirectory(prefix="shardkv-sync-") as directory:
-        store = Store.open(directory, Options(), post=post)
-        tablet = store.create_tablet(b"bench")
         syncer: Syncer = InlineSyncer() if kind == "inline" else ThreadSyncer(post)
-        committer = Committer(store, syncer, on_fatal=_ignore)
+        store = Store.open(directory, Options(), post=post, syncer=syncer)
+        tablet = store.create_tablet(b"bench")
+        committer = Committer(store, on_fatal=_ignore)
         end = loop.time() + seconds
         latencies: list[float] = []
         late: list[float] = []
@@ -68,8 +68,6 @@ async def measure(kind: str, writers: int, seconds: float) -> tuple[float, float
                 late.append(time.perf_counter() - due)
 
         await asyncio.gather(reader(), *(writer(number) for number in range(writers)))
-        committer.close()
-        syncer.close()
         store.close()
     p99 = statistics.quantiles(late, n=100)[98]
     return len(latencies) / seconds, statistics.median(latencies) * 1e3, p99 * 1e3

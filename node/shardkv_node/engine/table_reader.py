@@ -126,7 +126,7 @@ class Table:
         properties_body = part(footer.properties_offset, footer.properties_size)
         try:
             index, properties = _decode_index(index_body), _decode_properties(properties_body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _malformed(path, footer.index_offset, error) from error
         table = cls(path, meta, cache, files, decompressor, index, properties)
         table._check_tail(footer.index_offset)
@@ -261,7 +261,7 @@ class Table:
         body = self._open_block(block, path=self.path, offset=offset)
         try:
             columns = _decode_columns(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _malformed(self.path, offset, error) from error
         problem = columns.check() if columns.keys else "no rows"
         if problem is not None:

@@ -3,6 +3,7 @@
 import tracemalloc
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from shardkv.wire.messages import (
     Op,
     Read,
     Request,
+    decode_meta_read,
     decode_read,
     decode_replies,
     decode_requests,
@@ -67,6 +69,12 @@ def test_garbage_raises_nothing_but_protocol_errors(body: bytes) -> None:
             decode(body)
         except RemoteProtocolError as error:
             assert error.message.startswith("A frame is not a batch")
+
+
+@pytest.mark.parametrize("text", [b"\xa2\xff\xfe", b"\xa3\xed\xa0\x80"], ids=["not UTF-8", "surrogate"])
+def test_text_that_is_not_utf_8_is_an_invalid_argument(text: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="payload of a metaread request is malformed"):
+        decode_meta_read(msgspec.Raw(b"\x91" + text))
 
 
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**63) | st.binary(max_size=20), st.lists, max_leaves=20))
