@@ -1,6 +1,7 @@
 """Sending one shard's part of a request to the node that owns it, through restarts and changes of owner.
 
-Invariants: a part ends exactly once. It is sent again only when that is safe: it was never sent, the node refused it
+Invariants: a part ends exactly once, and shortly before its deadline at the latest, so that the caller hears which
+shard did not answer. It is sent again only when that is safe: it was never sent, the node refused it
 before applying it, or it is a read. A part that cannot be sent now is parked until its node or a newer topology
 comes, bounded in time by its deadline and `park_ms`, and in bytes by `parked_bytes_max`.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from shardkv.errors import (
+    DeadlineExceeded,
     Draining,
     OutcomeUnknown,
     Overloaded,
@@ -28,7 +30,10 @@ from shardkv_router.options import RouterOptions
 
 REFUSED_PAUSE_S = 0.02
 """How long to wait before asking a node again that refused a shard it does not know to be its own yet."""
-EXPIRY_INTERVAL_S = 0.05
+EXPIRY_INTERVAL_S = 0.02
+DEADLINE_MARGIN = 0.1
+"""This share of a part's time, but at most DEADLINE_MARGIN_MOST_S, is kept for the answer's way back."""
+DEADLINE_MARGIN_MOST_S = 0.1
 
 OnDone = Callable[[msgspec.Raw | ShardKVError], None]
 
@@ -36,7 +41,7 @@ OnDone = Callable[[msgspec.Raw | ShardKVError], None]
 class Part:
     """One shard's share of a request. `done` runs once, with the reply's payload or an error."""
 
-    __slots__ = ("deadline", "done", "finished", "gives_up_at", "op", "payload", "request_id", "sent_to", "shard_id")
+    __slots__ = ("answer_by", "deadline", "done", "finished", "gives_up_at", "op", "payload", "shard_id")
 
     def __init__(self, op: Op, payload: msgspec.Raw, shard_id: int, deadline: float | None, done: OnDone) -> None:
         self.op = op
@@ -44,7 +49,10 @@ class Part:
         self.shard_id = shard_id
         self.deadline = deadline
         self.done = done
+        self.answer_by: float | None = None
+        """When an unanswered part is given up, sent or not."""
         self.gives_up_at: float | None = None
+        """When a parked part is given up; set when it is parked first."""
         self.finished = False
 
 
@@ -58,6 +66,7 @@ class Forwarder:
         self._topology = Topology()
         self._parked: list[Part] = []
         self._parked_bytes = 0
+        self._sent: set[Part] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self.parked_total = 0
 
@@ -85,6 +94,10 @@ class Forwarder:
         if shard is None or peer is None:
             self._park(part)
             return
+        if part.answer_by is None and part.deadline is not None:
+            part.answer_by = _last_moment(part.deadline, self._loop.time())
+        self._sent.add(part)
+        self._watch_the_clock()
         peer.send(
             part.op,
             part.payload,
@@ -95,8 +108,11 @@ class Forwarder:
         )
 
     def _answered(self, part: Part, reply: RawReply | ShardKVError) -> None:
+        if part.finished:
+            return
+        self._sent.discard(part)
         if isinstance(reply, RawReply) and reply.status == OK:
-            part.done(reply.payload)
+            self._end(part, reply.payload)
             return
         error = reply if isinstance(reply, ShardKVError) else reply_error(reply.payload)
         if isinstance(error, Draining) or (isinstance(error, OutcomeUnknown) and part.op != Op.WRITE):
@@ -104,9 +120,13 @@ class Forwarder:
         elif isinstance(error, RoutingError):
             self._loop.call_later(REFUSED_PAUSE_S, self._send_or_expire, part)
         elif isinstance(error, OutcomeUnknown):
-            part.done(self._naming_shard(error, part))
+            self._end(part, _naming_shard(error, part))
         else:
-            part.done(error)
+            self._end(part, error)
+
+    def _end(self, part: Part, answer: msgspec.Raw | ShardKVError) -> None:
+        part.finished = True
+        part.done(answer)
 
     def _send_or_expire(self, part: Part) -> None:
         if self._expired(part, self._loop.time()):
@@ -122,37 +142,59 @@ class Forwarder:
             self._give_up(part)
             return
         if self._parked_bytes + len(part.payload) > self._options.parked_bytes_max:
-            part.done(Overloaded(f"{self._parked_bytes} bytes of requests already wait for shards to come back."))
+            waiting = f"{self._parked_bytes} bytes of requests already wait for shards to come back."
+            self._end(part, Overloaded(waiting, hint="Retry after a moment."))
             return
         self.parked_total += 1
         self._parked.append(part)
         self._parked_bytes += len(part.payload)
+        self._watch_the_clock()
+
+    def _expired(self, part: Part, now: float) -> bool:
+        """Whether a part has waited long enough for its shard; its waiting starts with the first asking."""
+        if part.gives_up_at is None:
+            latest = now + self._options.park_ms / 1000
+            part.gives_up_at = latest if part.deadline is None else min(latest, _last_moment(part.deadline, now))
+        return now >= part.gives_up_at
+
+    def _give_up(self, part: Part) -> None:
+        shard = self._topology.shards.get(part.shard_id)
+        self._end(part, self.unavailable(shard, part.shard_id))
+
+    # The clock
+
+    def _watch_the_clock(self) -> None:
         if self._expiry is None:
             self._expiry = self._loop.call_later(EXPIRY_INTERVAL_S, self._expire)
 
-    def _expired(self, part: Part, now: float) -> bool:
-        """Whether a part has waited long enough; its waiting starts with the first asking."""
-        if part.gives_up_at is None:
-            latest = now + self._options.park_ms / 1000
-            part.gives_up_at = latest if part.deadline is None else min(latest, part.deadline)
-        return now >= part.gives_up_at
-
     def _expire(self) -> None:
-        """Give up on the parked parts whose time is over."""
+        """End the parts whose time is over, parked or sent."""
         now = self._loop.time()
-        parts, self._parked = self._parked, []
+        parked, self._parked = self._parked, []
         self._parked_bytes = 0
-        for part in parts:
+        for part in parked:
             if self._expired(part, now):
                 self._give_up(part)
             else:
                 self._parked.append(part)
                 self._parked_bytes += len(part.payload)
-        self._expiry = self._loop.call_later(EXPIRY_INTERVAL_S, self._expire) if self._parked else None
+        for part in [part for part in self._sent if part.answer_by is not None and part.answer_by <= now]:
+            self._sent.discard(part)
+            self._end(part, self._no_answer(part))
+        self._expiry = None
+        if self._parked or self._sent:
+            self._watch_the_clock()
 
-    def _give_up(self, part: Part) -> None:
+    def _no_answer(self, part: Part) -> ShardKVError:
+        """The error for a part whose node has not answered by the deadline."""
         shard = self._topology.shards.get(part.shard_id)
-        part.done(self.unavailable(shard, part.shard_id))
+        node = shard.node if shard is not None else None
+        message = f"Node {node} did not answer in time for shard {part.shard_id}."
+        detail = {"shard": part.shard_id, "node": node}
+        if part.op == Op.WRITE:
+            hint = "The write may yet be applied: read the key before writing it again."
+            return OutcomeUnknown(message, detail=detail, hint=hint)
+        return DeadlineExceeded(message, detail=detail, hint="Retry, or allow more time.")
 
     def unavailable(self, shard: ShardDocument | None, shard_id: int) -> ShardUnavailable:
         """The error for a shard nobody serves now."""
@@ -164,9 +206,15 @@ class Forwarder:
             hint="Other shards keep working; retry later.",
         )
 
-    def _naming_shard(self, error: OutcomeUnknown, part: Part) -> OutcomeUnknown:
-        return OutcomeUnknown(
-            f"A write to shard {part.shard_id} may or may not have been applied: {error.message}",
-            detail={"shard": part.shard_id},
-            hint="Read the key before writing it again.",
-        )
+
+def _last_moment(deadline: float, now: float) -> float:
+    """When to give an answer that is to arrive before `deadline`."""
+    return deadline - min(DEADLINE_MARGIN_MOST_S, DEADLINE_MARGIN * max(0.0, deadline - now))
+
+
+def _naming_shard(error: OutcomeUnknown, part: Part) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"A write to shard {part.shard_id} may or may not have been applied: {error.message}",
+        detail={"shard": part.shard_id},
+        hint="Read the key before writing it again.",
+    )

@@ -69,11 +69,13 @@ class Scanner:
         by_node: dict[str, list[ShardDocument]] = {}
         for shard in shards:
             by_node.setdefault(shard.node, []).append(shard)
-        share = max(NODE_PAGE_BYTES_MIN, int(self._page_bytes(scan) / len(by_node) * PAGE_MARGIN))
+        page_bytes = self._page_bytes(scan)
+        share = max(NODE_PAGE_BYTES_MIN, int(page_bytes / len(by_node) * PAGE_MARGIN))
         pages = await asyncio.gather(
             *(self._ask(node, owned, scan, share, scan.limit, deadline) for node, owned in by_node.items())
         )
-        return merge_pages(pages, reverse=scan.reverse, limit=scan.limit)
+        bytes_max = max(page_bytes, NODE_PAGE_BYTES_MIN)
+        return merge_pages(pages, reverse=scan.reverse, limit=scan.limit, bytes_max=bytes_max)
 
     async def _in_turn(self, shards: list[ShardDocument], scan: Scan, deadline: float) -> Page:
         """Ask shard after shard until rows or bytes suffice."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,12 +18,14 @@ from typing import Any, cast
 import msgspec
 
 from shardkv.errors import (
+    ClusterMismatch,
     DeadlineExceeded,
     OutcomeUnknown,
     ProtocolError,
     RemoteProtocolError,
     ShardKVError,
     UnavailableError,
+    VersionMismatch,
 )
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
@@ -106,10 +109,13 @@ class Peer:
             await asyncio.sleep(0)
 
     async def wait_connected(self, timeout_s: float) -> None:
-        """Raises the last connection problem when there is no connection within `timeout_s`."""
+        """Raises the last connection problem when there is no connection within `timeout_s`; at once when the peer
+        is of another cluster or version."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self._wire is None:
+                    if isinstance(self.last_problem, ClusterMismatch | VersionMismatch):
+                        raise self.last_problem
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -186,11 +192,13 @@ class Peer:
         except TimeoutError:
             self.last_problem = UnavailableError(f"{host}:{port} did not answer within {CONNECT_TIMEOUT_S:g} s.")
         except OSError as error:
-            self.last_problem = UnavailableError(f"Cannot connect to {host}:{port}: {error.strerror or error}.")
+            why = os.strerror(error.errno) if error.errno else str(error)
+            self.last_problem = UnavailableError(f"Cannot connect to {host}:{port}: {why}.")
         except ShardKVError as error:
             self.last_problem = error
             if isinstance(error, ProtocolError):
                 log.warning("peer_refused peer=%r reason=%r", self.label, error.message)
+                self._changed.set()
         else:
             return wire
         wire.abort()

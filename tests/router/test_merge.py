@@ -17,9 +17,17 @@ def node_page(keys: list[bytes], start: bytes, stop: bytes | None, size: int, *,
     return Page(page, [b"v" + key for key in page], frontier, None)
 
 
-@given(ROWS, st.integers(1, 7), st.integers(1, 7), st.booleans(), st.binary(max_size=2), st.binary(max_size=3))
+@given(
+    ROWS,
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(1, 40),
+    st.booleans(),
+    st.binary(max_size=2),
+    st.binary(max_size=3),
+)
 def test_pages_cover_everything_once(
-    rows: dict[bytes, int], size: int, limit: int, reverse: bool, start: bytes, stop: bytes
+    rows: dict[bytes, int], size: int, limit: int, bytes_max: int, reverse: bool, start: bytes, stop: bytes
 ) -> None:
     bound: bytes | None = stop if stop >= start and stop else None
     nodes = [sorted(key for key, node in rows.items() if node == number) for number in range(3)]
@@ -27,8 +35,9 @@ def test_pages_cover_everything_once(
     low, high = start, bound
     while True:
         pages = [node_page(keys, low, high, size, reverse=reverse) for keys in nodes]
-        page = merge_pages(pages, reverse=reverse, limit=limit)
+        page = merge_pages(pages, reverse=reverse, limit=limit, bytes_max=bytes_max)
         assert len(page.keys) <= limit
+        assert len(page.keys) == 1 or sum(2 * len(key) + 1 for key in page.keys) <= bytes_max
         assert page.values == [b"v" + key for key in page.keys]
         found += page.keys
         if page.frontier is None:
@@ -41,10 +50,12 @@ def test_pages_cover_everything_once(
 def test_rows_past_the_key_all_have_spoken_for_wait_for_the_next_page() -> None:
     quick = Page([b"a", b"z"], [b"1", b"2"], None, None)
     slow = Page([b"b"], [b"3"], b"b\x00", None)
-    merged = merge_pages([quick, slow], reverse=False, limit=10)
+    merged = merge_pages([quick, slow], reverse=False, limit=10, bytes_max=99)
     assert (merged.keys, merged.values, merged.frontier) == ([b"a", b"b"], [b"1", b"3"], b"b\x00")
 
 
 def test_keys_only_pages_have_no_values() -> None:
-    merged = merge_pages([Page([b"b"], None, None, None), Page([b"a"], None, None, None)], reverse=True, limit=9)
+    merged = merge_pages(
+        [Page([b"b"], None, None, None), Page([b"a"], None, None, None)], reverse=True, limit=9, bytes_max=99
+    )
     assert (merged.keys, merged.values, merged.frontier) == ([b"b", b"a"], None, None)

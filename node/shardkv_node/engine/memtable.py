@@ -31,7 +31,9 @@ from shardkv_node.engine.columns import (
     pack_u64,
 )
 
-CHUNK_ROWS = 512
+CHUNK_ROWS_FIRST = 32
+CHUNK_ROWS_MOST = 512
+"""Chunks grow from the first to the second, so that a scan of a few rows does not pay for hundreds."""
 RUN_KEYS = 4096
 CELL_HEADER_BYTES = 9
 EXPIRING_HEADER_BYTES = 17
@@ -98,7 +100,9 @@ class Memtable:
         self.ordered = True
         self._feed_order()
         keys = self._order.irange(start, stop, inclusive=(True, False), reverse=reverse)
-        while run := list(islice(keys, CHUNK_ROWS)):
+        rows = CHUNK_ROWS_FIRST
+        while run := list(islice(keys, rows)):
+            rows = min(4 * rows, CHUNK_ROWS_MOST)
             if reverse:
                 run.reverse()
             yield unpack_cells(run, list(map(self.cells.__getitem__, run)))

@@ -18,7 +18,7 @@ KEYS = st.binary(min_size=1, max_size=3)
 def rows(chunks: Iterator[Columns]) -> list[tuple[bytes, int, int, bytes]]:
     found = []
     for chunk in chunks:
-        assert chunk.check() is None and list(chunk.keys) == sorted(chunk.keys) and len(chunk) <= module.CHUNK_ROWS
+        assert chunk.check() is None and list(chunk.keys) == sorted(chunk.keys) and len(chunk) <= module.CHUNK_ROWS_MOST
         found += [(key, chunk.kind(i), chunk.version(i), chunk.values[i]) for i, key in enumerate(chunk.keys)]
     return found
 
