@@ -11,11 +11,11 @@ import pytest
 from shardkv.errors import DeadlineExceeded, OutcomeUnknown, RouterUnavailable, ShardUnavailable, UnavailableError
 from tests.worlds.cluster import ClusterWorld, cluster_world, until
 
-DOWN_MS = 2000
+DOWN_MS = 1600
 """How long the launcher waits before it starts a dead process again; it may choose down to half of it."""
 CONFIG = f"""
 [router]
-park_ms = 300
+park_ms = 200
 [launcher]
 restart_first_ms = {DOWN_MS}
 """
@@ -50,7 +50,7 @@ def test_a_dead_node_takes_only_its_shards_with_it(world: ClusterWorld) -> None:
     kept = [key for key in KEYS if owned[key][1] != "node-1"]
     assert lost
     assert kept
-    with world.client(timeout=0.4) as db:
+    with world.client(timeout=0.35) as db:
         world.kill("node-1")
         start = time.monotonic()
         for call in (lambda: db.get(lost[0]), lambda: db.put(lost[0], b"kept " + lost[0]), lambda: list(db.scan())):

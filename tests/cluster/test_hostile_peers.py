@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import socket
 import struct
 import threading
@@ -335,7 +336,6 @@ def test_a_watch_from_an_impossible_revision_is_refused_in_words(world: ClusterW
         assert reply[0] != "protocol_local"
 
 
-@pytest.mark.xfail(strict=True, reason="Text that is not UTF-8 in a payload reports the text of a Python error.")
 @pytest.mark.parametrize("name", PROCESSES)
 def test_text_that_is_not_utf8_is_refused_in_words(world: ClusterWorld, name: str) -> None:
     with Stranger(world, name, greet=True) as stranger:
@@ -343,9 +343,6 @@ def test_text_that_is_not_utf8_is_refused_in_words(world: ClusterWorld, name: st
         assert code == "invalid_argument", message
 
 
-@pytest.mark.xfail(
-    strict=True, reason="A hello whose name is not UTF-8 raises in the transport: no answer, a traceback."
-)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_hello_that_is_not_utf8_is_refused_in_words(world: ClusterWorld, name: str) -> None:
     with Stranger(world, name, greet=False) as stranger:
@@ -356,27 +353,30 @@ def test_a_hello_that_is_not_utf8_is_refused_in_words(world: ClusterWorld, name:
 # Peers that say nothing, or too little
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-def test_who_never_says_hello_is_dropped(world: ClusterWorld, name: str) -> None:
-    with Stranger(world, name, greet=False) as silent, Stranger(world, name, greet=False) as half:
-        half.socket.sendall(hello()[:10])
-        for stranger in (silent, half):
+def test_who_never_says_hello_is_dropped(world: ClusterWorld) -> None:
+    with contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(Stranger(world, name, greet=False)) for name in PROCESSES * 2]
+        for half in strangers[:3]:
+            half.socket.sendall(hello()[:10])
+        for stranger in strangers:
             assert "No hello came" in stranger.answer()[2][1]
             assert stranger.closed()
 
 
 @pytest.mark.xfail(strict=True, reason="Each byte received puts off the hello's timeout, so a slow one never ends.")
-@pytest.mark.parametrize("name", PROCESSES)
-def test_a_hello_in_drops_is_dropped_too(world: ClusterWorld, name: str) -> None:
-    with Stranger(world, name, greet=False) as slow:
-        slow.socket.settimeout(0.1)
+def test_a_hello_in_drops_is_dropped_too(world: ClusterWorld) -> None:
+    with contextlib.ExitStack() as stack:
+        waiting = {name: stack.enter_context(Stranger(world, name, greet=False)) for name in PROCESSES}
         end = time.monotonic() + 5 * HELLO_TIMEOUT_S
-        for number in hello():
-            slow.socket.sendall(bytes([number]))
-            with contextlib.suppress(TimeoutError):
-                slow.answer()
-                return
-            assert time.monotonic() < end, "still waiting for the end of the hello"
+        for number in hello()[:-1]:
+            for name, slow in list(waiting.items()):
+                slow.socket.sendall(bytes([number]))
+                if select.select([slow.socket], [], [], 0.02)[0]:
+                    assert slow.answer()[2][0] == "protocol_remote"
+                    del waiting[name]
+            if time.monotonic() > end or not waiting:
+                break
+        assert not waiting, f"still waiting for the end of the hello: {list(waiting)}"
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -442,8 +442,8 @@ def megabyte(world: ClusterWorld) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["router-1", "node-1"])
-def test_a_thousand_big_gets_nobody_reads_are_not_kept(world: ClusterWorld, name: str, megabyte: bytes) -> None:
-    asked = [request(Op.READ, Read([megabyte]), request_id=number, node=name == "node-1") for number in range(1, 1001)]
+def test_hundreds_of_big_gets_nobody_reads_are_not_kept(world: ClusterWorld, name: str, megabyte: bytes) -> None:
+    asked = [request(Op.READ, Read([megabyte]), request_id=number, node=name == "node-1") for number in range(1, 601)]
     with Memory(world) as memory, Stranger(world, name, greet=True) as greedy, world.client(timeout=20) as db:
         greedy.socket.settimeout(0.2)
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -453,8 +453,8 @@ def test_a_thousand_big_gets_nobody_reads_are_not_kept(world: ClusterWorld, name
     assert memory.grown_bytes() < 250 * MIB, f"{memory.grown_bytes() // MIB} MiB"
 
 
-def test_a_thousand_big_gets_in_one_frame_are_not_kept(world: ClusterWorld, megabyte: bytes) -> None:
-    asked = [request(Op.READ, Read([megabyte]), request_id=number) for number in range(1, 1001)]
+def test_hundreds_of_big_gets_in_one_frame_are_not_kept(world: ClusterWorld, megabyte: bytes) -> None:
+    asked = [request(Op.READ, Read([megabyte]), request_id=number) for number in range(1, 601)]
     with Memory(world) as memory, Stranger(world, "router-1", greet=True) as greedy, world.client(timeout=20) as db:
         greedy.socket.sendall(frame(encode_batch(1, asked)))
         assert db.get("0-before")
@@ -500,7 +500,7 @@ def test_contexts_of_a_megabyte_are_not_kept(world: ClusterWorld) -> None:
 def test_one_greedy_peer_does_not_hold_up_the_others(world: ClusterWorld, op: Op, megabyte: bytes) -> None:
     scan = Scan(megabyte, None, False, False, 1 << 40, 1 << 40, None)
     payload = Read([megabyte]) if op == Op.READ else scan
-    asked = [request(op, payload, request_id=number) for number in range(1, 1501)]
+    asked = [request(op, payload, request_id=number) for number in range(1, 601)]
     with world.client(timeout=20) as db, Stranger(world, "router-1", greet=True) as greedy:
         greedy.socket.sendall(frame(encode_batch(1, asked)))
         greedy.socket.close()
@@ -508,7 +508,7 @@ def test_one_greedy_peer_does_not_hold_up_the_others(world: ClusterWorld, op: Op
         db.get("0-before")
         db.get("0-before")
         waited_s = time.monotonic() - start
-    assert waited_s < 0.5, f"{waited_s:.1f} s"
+    assert waited_s < 0.4, f"{waited_s:.1f} s"
 
 
 # Noise
@@ -544,7 +544,6 @@ def test_noise_does_no_harm(world: ClusterWorld) -> None:
         assert db.ping() < 5000
 
 
-@pytest.mark.xfail(strict=True, reason="Text that is not UTF-8 fails inside the server instead of being refused.")
 def test_noise_leaves_no_traceback_in_the_logs(world: ClusterWorld) -> None:
     logs = sorted((world.data_dir / "logs").glob("*.log"))
     before = [log.read_text().count("Traceback") for log in logs]
@@ -568,7 +567,7 @@ def test_a_client_of_a_port_that_talks_nonsense_says_so() -> None:
 
         threading.Thread(target=talk, daemon=True).start()
         start = time.monotonic()
-        with Client(f"127.0.0.1:{port}", timeout=1) as db, pytest.raises(ShardKVError) as caught:
+        with Client(f"127.0.0.1:{port}", timeout=0.4) as db, pytest.raises(ShardKVError) as caught:
             db.get("key")
         assert time.monotonic() - start < 3
         assert f"127.0.0.1:{port}" in str(caught.value)

@@ -42,7 +42,7 @@ def test_sixteen_threads_share_a_client(world: ClusterWorld, connections_max: in
     def work(db: Client[bytes], number: int) -> None:
         rng = random.Random(number)
         try:
-            for turn in range(40):
+            for turn in range(20):
                 key, value = f"thread-{number}-{turn % 7}", rng.randbytes(rng.randrange(1, 20_000))
                 db.put(key, value)
                 assert db.get(key) == value
