@@ -184,7 +184,8 @@ def _open_rocksdb(directory: str, budget: Budget) -> Handle:
     tables.set_block_cache(rocks.Cache(budget.cache_bytes))
     tables.set_bloom_filter(FILTER_BITS, False)
     options.set_block_based_table_factory(tables)
-    db = rocks.Rdict(directory, options)
+    # The options must be named for the column family too: on reopening it would forget filter and cache otherwise.
+    db = rocks.Rdict(directory, options, column_families={"default": options})
     if budget.sync:
         durable = rocks.WriteOptions()
         durable.sync = True
