@@ -6,13 +6,14 @@ owns now. Replies to reads are formed at once; replies to writes when their grou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from shardkv.errors import InvalidArgument, OutcomeUnknown, ShardKVError, StorePoisoned
+from shardkv.errors import BatchTooLarge, InvalidArgument, OutcomeUnknown, ShardKVError, StorePoisoned
 from shardkv.limits import Limits
 from shardkv.transport.server import Connection, unknown_operation
-from shardkv.wire.checks import check_keys, check_range, check_write
+from shardkv.wire.checks import check_range, check_read, check_write
 from shardkv.wire.messages import (
     Op,
     Page,
@@ -33,6 +34,9 @@ from shardkv_node.ownership import Ownership
 
 PAGE_BYTES_MAX = 1024 * 1024
 """Upper bound of one page, whatever was asked: it is the time the loop is away for one request."""
+READ_STEP_FIRST = 8
+READ_STEP_MOST = 1024
+"""How many keys are looked up before the bytes found are counted: few while it is unknown how large values are."""
 
 _RESULT_BYTES = bytes((WriteResult.APPLIED, WriteResult.APPLIED_EXISTED))
 
@@ -64,9 +68,25 @@ class NodeService:
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
         keys = decode_read(request.payload).keys
-        check_keys(keys, self._limits)
-        values = self._store.get_many(tablet, keys)
-        connection.reply(request.id, ReadReply(values), size_bytes=sum(map(len, filter(None, values))))
+        check_read(keys, self._limits)
+        values, size_bytes = self._values(tablet, keys)
+        connection.reply(request.id, ReadReply(values), size_bytes=size_bytes)
+
+    def _values(self, tablet: int, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
+        """The values of `keys` and their bytes. Raises BatchTooLarge before they take more memory than a few frames."""
+        values: list[bytes | None] = []
+        room, size_bytes, step = self._limits.frame_bytes_max, 0, READ_STEP_FIRST
+        while len(values) < len(keys):
+            found = self._store.get_many(tablet, keys[len(values) : len(values) + step])
+            values += found
+            size_bytes += sum(map(len, filter(None, found)))
+            if size_bytes > room:
+                raise BatchTooLarge(
+                    f"The first {len(values)} values already hold {size_bytes} bytes; a frame holds {room}.",
+                    hint="Ask for fewer keys at once.",
+                )
+            step = max(1, min(READ_STEP_MOST, (room - size_bytes) * len(values) // (size_bytes or 1)))
+        return values, size_bytes
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)

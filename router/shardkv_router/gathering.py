@@ -12,7 +12,7 @@ from operator import itemgetter
 
 import msgspec
 
-from shardkv.errors import OutcomeUnknown, ShardKVError
+from shardkv.errors import BatchTooLarge, OutcomeUnknown, ShardKVError
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
     Read,
@@ -45,10 +45,16 @@ def pick(column: Sequence[bytes], indexes: list[int]) -> list[bytes]:
 
 
 class ReadGather:
-    """Gathers a read of several shards; `done` runs once with the reply or the first error."""
+    """Gathers a read of several shards; `done` runs once with the reply or the first error.
 
-    def __init__(self, count: int, parts: int, done: Callable[[ReadReply | ShardKVError], None]) -> None:
+    More than `bytes_max` of answers are BatchTooLarge, and are not kept.
+    """
+
+    def __init__(
+        self, count: int, parts: int, bytes_max: int, done: Callable[[ReadReply | ShardKVError], None]
+    ) -> None:
         self._values: list[bytes | None] = [None] * count
+        self._room = bytes_max
         self._left = parts
         self._done = done
         self._error: ShardKVError | None = None
@@ -58,8 +64,8 @@ class ReadGather:
 
         def ended(answer: msgspec.Raw | ShardKVError) -> None:
             if isinstance(answer, ShardKVError):
-                self._error = self._error or answer
-            else:
+                self._fail(answer)
+            elif self._fits(len(answer)):
                 values = self._values
                 for index, value in zip(indexes, decode_read_reply(answer).values, strict=True):
                     values[index] = value
@@ -68,6 +74,18 @@ class ReadGather:
                 self._done(self._error or ReadReply(self._values))
 
         return ended
+
+    def _fits(self, size_bytes: int) -> bool:
+        """Whether the reply can take this many bytes more; if not, it becomes an error."""
+        self._room -= size_bytes
+        if self._room < 0:
+            message = f"The values of {len(self._values)} keys do not fit into one reply."
+            self._fail(BatchTooLarge(message, hint="Ask for fewer keys at once."))
+        return self._error is None
+
+    def _fail(self, error: ShardKVError) -> None:
+        self._error = self._error or error
+        self._values = [None] * len(self._values)
 
 
 class WriteGather:

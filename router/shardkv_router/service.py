@@ -17,8 +17,18 @@ from shardkv.errors import InvalidArgument, LocalProtocolError, ShardKVError
 from shardkv.limits import Limits
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.server import Connection, unknown_operation
-from shardkv.wire.checks import check_keys, check_range, check_write
-from shardkv.wire.messages import Op, Request, Scan, Write, decode_read, decode_scan, decode_write
+from shardkv.wire.checks import check_range, check_read, check_write
+from shardkv.wire.messages import (
+    Op,
+    Page,
+    ReadReply,
+    Request,
+    Scan,
+    Write,
+    decode_read,
+    decode_scan,
+    decode_write,
+)
 from shardkv_router.forwarding import Forwarder, Part
 from shardkv_router.gathering import ReadGather, WriteGather, read_part, split_by_shard, write_part
 from shardkv_router.scanning import Scanner
@@ -71,9 +81,7 @@ class RouterService:
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)
         keys = decode_read(request.payload).keys
-        check_keys(keys, self._limits)
-        if not keys:
-            raise InvalidArgument("A read holds no key.")
+        check_read(keys, self._limits)
         if len(keys) == 1:
             self._forward(connection, request, view.shard_for(keys[0]).id, deadline)
             return
@@ -81,7 +89,9 @@ class RouterService:
         if len(split) == 1:
             self._forward(connection, request, split[0][0], deadline)
             return
-        gather = ReadGather(len(keys), len(split), partial(_answer, connection, request.id))
+        gather = ReadGather(
+            len(keys), len(split), self._limits.frame_bytes_max, partial(_answer, connection, request.id)
+        )
         for shard_id, indexes in split:
             payload = read_part(keys, indexes)
             self._forwarder.send(Part(Op.READ, payload, shard_id, deadline, gather.part(indexes)))
@@ -131,8 +141,19 @@ def _answer(connection: Connection, request_id: int, answer: msgspec.Raw | msgsp
     if isinstance(answer, ShardKVError):
         connection.fail(request_id, answer)
     else:
-        size_bytes = len(answer) if isinstance(answer, msgspec.Raw) else 0
-        connection.reply(request_id, answer, size_bytes=size_bytes)
+        connection.reply(request_id, answer, size_bytes=_size_bytes(answer))
+
+
+def _size_bytes(answer: msgspec.Raw | msgspec.Struct) -> int:
+    """About how large an answer is that may be large."""
+    match answer:
+        case msgspec.Raw():
+            return len(answer)
+        case ReadReply(values):
+            return sum(map(len, filter(None, values)))
+        case Page(keys, values):
+            return sum(map(len, keys)) + sum(map(len, values or ()))
+    return 0
 
 
 async def _answer_with(connection: Connection, request_id: int, coroutine: Any) -> None:

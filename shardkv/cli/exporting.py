@@ -10,7 +10,7 @@ import base64
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ import click
 
 from shardkv.cli.options import BYTES, Target, as_json, with_target
 from shardkv.cli.progress import Progress
+from shardkv.errors import InvalidArgument
 
 SHOW_EVERY_ROWS = 1_000
 
@@ -74,5 +75,10 @@ def _output(file: str) -> Iterator[BinaryIO]:
             out.flush()
             os.fsync(out.fileno())
         os.replace(unfinished, file)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{file} cannot be written: {error.strerror}.", hint="Nothing was exported; name another file."
+        ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)

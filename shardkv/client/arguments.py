@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from shardkv.errors import InvalidArgument
 from shardkv.transport.address import Address, parse_address
+from shardkv.wire.messages import NAME_LENGTH_MAX
 from shardkv.write_batch import Text, pack_text
 
 Out = TypeVar("Out", bytes, str)
@@ -59,6 +60,10 @@ def to_keyspace(name: object) -> str:
     """A keyspace's name. Raises InvalidArgument."""
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"A keyspace is named by a text that is not empty, not {name!r}.")
+    if len(name) > NAME_LENGTH_MAX:
+        raise InvalidArgument(
+            f"The name of a keyspace has at most {NAME_LENGTH_MAX} characters, not {len(name)}: {name[:40]!r}..."
+        )
     return name
 
 

@@ -171,17 +171,22 @@ class WriteCall(Call):
     """Puts and deletes. `results` holds one WriteResult for each, in order; what was refused is sent again alone.
 
     The operations of one shard are applied or refused together, so sending the refused ones keeps shards atomic.
+    `may_cut`: nothing need be atomic, so what the cluster finds too large is sent in halves.
     """
 
-    __slots__ = ("_pending", "_write", "problems", "results")
+    __slots__ = ("_later", "_may_cut", "_pending", "_write", "problems", "results")
 
-    def __init__(self, kinds: int | bytes, keys: list[bytes], values: list[bytes], *, want_existed: bool) -> None:
+    def __init__(
+        self, kinds: int | bytes, keys: list[bytes], values: list[bytes], *, want_existed: bool, may_cut: bool = False
+    ) -> None:
         write = Write(None, None, kinds, keys, values, want_existed)
         super().__init__(Op.WRITE, raw(write), decode_write_reply)
         self._write = write
         self.results = bytearray([REFUSED]) * len(keys)
         self.problems: list[ShardProblem] = []
+        self._may_cut = may_cut
         self._pending: Sequence[int] = range(len(keys))
+        self._later: list[Sequence[int]] = []
 
     def take(self, payload: msgspec.Raw) -> None:
         reply: WriteReply = decode_write_reply(payload)
@@ -192,34 +197,47 @@ class WriteCall(Call):
         else:
             for index, result in zip(self._pending, reply.results, strict=True):
                 self.results[index] = result
-        if max(reply.results) < REFUSED:
-            self._done()
-        else:
+        if max(reply.results) >= REFUSED:
             self._take_problems(reply.problems)
+        elif self._later:
+            self._ask_for(self._later.pop())
+        else:
+            self._done()
 
     def _take_problems(self, problems: list[ShardProblem]) -> None:
         self.problems = problems
         errors = [
             from_wire(told.code, told.message, {"shard": told.shard, **told.detail}, told.hint) for told in problems
         ]
-        self._pending = [index for index, result in enumerate(self.results) if result == REFUSED]
+        refused = [index for index, result in enumerate(self.results) if result == REFUSED]
         self.error = _worst(errors) if errors else RemoteProtocolError("A write was refused and nothing says why.")
         if UNKNOWN in self.results or not all(error.retriable for error in errors):
             self.state = State.FAILED
             return
-        kinds = self._write.kinds
+        self._later.clear()
+        self._ask_for(refused)
+
+    def _ask_for(self, indexes: Sequence[int]) -> None:
+        """Send these operations next."""
+        self._pending = indexes
+        write = self._write
         self._payload = raw(
             Write(
                 None,
                 None,
-                kinds if isinstance(kinds, int) else bytes(kinds[index] for index in self._pending),
-                [self._write.keys[index] for index in self._pending],
-                [self._write.values[index] for index in self._pending],
-                self._write.want_existed,
+                write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes)),
+                [write.keys[index] for index in indexes],
+                [write.values[index] for index in indexes],
+                write.want_existed,
             )
         )
 
     def refuse(self, error: ShardKVError) -> None:
+        if self._may_cut and isinstance(error, BatchTooLarge) and len(self._pending) > 1:
+            middle = len(self._pending) // 2
+            self._later.append(self._pending[middle:])
+            self._ask_for(self._pending[:middle])
+            return
         if isinstance(error, OutcomeUnknown):
             self._mark_unknown()
         super().refuse(error)

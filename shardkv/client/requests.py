@@ -88,7 +88,7 @@ def batch_put(keys: Sequence[Text], values: Sequence[Text], limits: Limits) -> l
         key_column, value_column = list(unique), list(unique.values())
     _check_columns(key_column, value_column, limits)
     return [
-        WriteCall(PUT, key_column[part], value_column[part], want_existed=False)
+        WriteCall(PUT, key_column[part], value_column[part], want_existed=False, may_cut=True)
         for part in _parts(key_column, value_column, limits)
     ]
 
@@ -98,7 +98,7 @@ def delete_many(keys: Iterable[Text], limits: Limits) -> list[WriteCall]:
     column = list(dict.fromkeys(to_column(keys, "key")))
     _check_columns(column, [], limits)
     return [
-        WriteCall(DELETE, column[part], [b""] * len(column[part]), want_existed=True)
+        WriteCall(DELETE, column[part], [b""] * len(column[part]), want_existed=True, may_cut=True)
         for part in _parts(column, [], limits)
     ]
 

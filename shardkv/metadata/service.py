@@ -34,6 +34,7 @@ from shardkv.wire.messages import (
 )
 
 WATCH_WAIT_MS_MAX = 60_000
+REVISION_MAX = 2**63 - 1
 
 Watch = tuple[Connection, int]
 """A connection and the id of the request that waits on it."""
@@ -125,11 +126,12 @@ class MetaService:
 
     def _watch(self, connection: Connection, request: Request) -> None:
         asked = decode_meta_watch(request.payload)
+        since = min(asked.since, REVISION_MAX)
         watch = (connection, request.id)
         wait_s = min(max(asked.wait_ms, 0), WATCH_WAIT_MS_MAX) / 1000
-        self._since[watch] = asked.since
+        self._since[watch] = since
         self._watches[watch] = asyncio.get_running_loop().call_later(wait_s, self._answer, watch)
-        if asked.since != self._store.revision:
+        if since != self._store.revision:
             self._answer(watch)
 
     def _wake(self) -> None:

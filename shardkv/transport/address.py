@@ -12,9 +12,10 @@ Address = tuple[str, int]
 def parse_address(text: str) -> Address:
     """(host, port) of "HOST:PORT". Raises InvalidArgument."""
     host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else -1
+    if not colon or not host or "/" in host or not 0 <= number <= 65535:
         raise InvalidArgument(f"{text!r} is not an address.", hint="Write HOST:PORT, for example 127.0.0.1:7400.")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host.removeprefix("[").removesuffix("]"), number
 
 
 def format_address(host: str, port: int) -> str:

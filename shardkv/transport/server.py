@@ -50,6 +50,10 @@ log = logging.getLogger(__name__)
 SWEEP_INTERVAL_S = 1.0
 CONTEXTS_MAX = 1024
 """Most contexts one connection may register."""
+DEADLINE_MS_MAX = 24 * 3600 * 1000
+"""A longer deadline counts as this one."""
+OPEN_AT_FIRST = 64
+"""How many requests may be open before the connection's first replies have shown how large its replies are."""
 
 
 class Service(Protocol):
@@ -128,13 +132,14 @@ class Connection(asyncio.Protocol):
     """One accepted connection. `peer` is None until its hello was accepted.
 
     A request is waiting (decoded, not handed over), open (handed over, not answered) or answered. Requests wait while
-    as many are open, or as many bytes unread by the peer, as the limits allow.
+    as many are open, or as many bytes unread by the peer, as the limits allow. An open request counts with the bytes
+    it came in or those of a recent reply, whichever is more: a few bytes can ask for megabytes.
     """
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._limits = server.limits
-        self._decoder = FrameDecoder(server.limits.hello_bytes_max)
+        self._limits = limits = server.limits
+        self._decoder = FrameDecoder(limits.hello_bytes_max)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request, float | None, int]] = deque()
@@ -142,11 +147,13 @@ class Connection(asyncio.Protocol):
         self._open_bytes = 0
         self._replies: list[Reply] = []
         self._reply_bytes = 0
+        self._reply_bytes_usual = limits.bytes_in_flight_max // OPEN_AT_FIRST
+        """What one reply is expected to hold: the average of recent ones."""
         self._flush_due = False
         self._reading = True
         self._writable = True
         self._contexts: dict[int, Context] = {}
-        self._heard_at = self._loop.time()
+        self._heard_at = self._began_at = self._loop.time()
         self.peer: Hello | None = None
 
     # What a service uses
@@ -230,8 +237,11 @@ class Connection(asyncio.Protocol):
             if self.peer is None:
                 self._take_hello(request)
             else:
-                ms = request.deadline_ms
-                self._waiting.append((request, None if ms is None else self._heard_at + ms / 1000, share))
+                self._waiting.append((request, self._deadline(request.deadline_ms), share))
+
+    def _deadline(self, left_ms: int | None) -> float | None:
+        """The loop time at which this much time is over."""
+        return None if left_ms is None else self._heard_at + min(left_ms, DEADLINE_MS_MAX) / 1000
 
     def _take_hello(self, request: Request) -> None:
         if request.op != Op.HELLO:
@@ -300,6 +310,7 @@ class Connection(asyncio.Protocol):
         self._open_bytes -= self._open.pop(reply.id, _NOT_OPEN)[0]
         self._replies.append(reply)
         self._reply_bytes += size_bytes
+        self._reply_bytes_usual += (size_bytes - self._reply_bytes_usual) >> 3
         if self._reply_bytes > BATCH_BYTES:
             self._flush()
         elif not self._flush_due:
@@ -354,6 +365,7 @@ class Connection(asyncio.Protocol):
             not self._writable
             or len(self._open) * scale >= self._limits.requests_in_flight_max
             or self._open_bytes * scale >= self._limits.bytes_in_flight_max
+            or len(self._open) * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max
         )
 
     def _adjust_reading(self) -> None:
@@ -370,7 +382,7 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Called by the server about once a second: ends what has taken too long."""
         silent_ms = (now - self._heard_at) * 1000
-        if self.peer is None and silent_ms > self._limits.hello_timeout_ms:
+        if self.peer is None and (now - self._began_at) * 1000 > self._limits.hello_timeout_ms:
             self._refuse(RemoteProtocolError(f"No hello came within {self._limits.hello_timeout_ms} ms."))
         elif not self._open and silent_ms > self._limits.idle_timeout_ms:
             self.close()

@@ -7,6 +7,7 @@ Columns are checked with C loops (`min`, `max` over `map(len)`); Python looks fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 from shardkv.errors import (
     BatchTooLarge,
@@ -20,6 +21,7 @@ from shardkv.limits import Limits
 from shardkv.wire.messages import Kind, Write
 
 _KINDS = bytes(Kind)
+_IS_DELETE = bytes(kind == Kind.DELETE for kind in range(256))
 
 
 def check_keys(keys: Sequence[bytes], limits: Limits) -> None:
@@ -56,6 +58,13 @@ def check_values(values: Sequence[bytes], limits: Limits) -> None:
         )
 
 
+def check_read(keys: Sequence[bytes], limits: Limits) -> None:
+    """Raises InvalidArgument for no keys at all, and what `check_keys` raises."""
+    if not keys:
+        raise InvalidArgument("A read holds no key.")
+    check_keys(keys, limits)
+
+
 def check_write(write: Write, limits: Limits) -> None:
     """Keys, values and that the columns of a write agree."""
     count = len(write.keys)
@@ -63,13 +72,21 @@ def check_write(write: Write, limits: Limits) -> None:
         raise InvalidArgument("A write holds no operation.")
     if len(write.values) != count:
         raise InvalidArgument(f"A write has {count} keys and {len(write.values)} values.")
-    kinds = bytes((write.kinds,)) if isinstance(write.kinds, int) and 0 < write.kinds < 256 else write.kinds
-    if not isinstance(kinds, bytes) or kinds.strip(_KINDS):
-        raise InvalidArgument("A write has an operation that is neither a put nor a delete.")
-    if isinstance(write.kinds, bytes) and len(write.kinds) != count:
-        raise InvalidArgument(f"A write has {count} keys and {len(write.kinds)} kinds.")
+    if write.kinds != Kind.PUT:
+        _check_kinds(write, count)
     check_keys(write.keys, limits)
     check_values(write.values, limits)
+
+
+def _check_kinds(write: Write, count: int) -> None:
+    known = isinstance(write.kinds, bytes) or 0 < write.kinds < 256
+    kinds = write.kinds if isinstance(write.kinds, bytes) else bytes((write.kinds if known else 0,)) * count
+    if kinds.strip(_KINDS):
+        raise InvalidArgument("A write has an operation that is neither a put nor a delete.")
+    if len(kinds) != count:
+        raise InvalidArgument(f"A write has {count} keys and {len(kinds)} kinds.")
+    if any(compress(write.values, kinds.translate(_IS_DELETE))):
+        raise InvalidArgument("A write has a delete with a value.", hint="The value of a delete is empty.")
 
 
 def check_range(start: bytes, stop: bytes | None, limits: Limits) -> None:

@@ -21,6 +21,9 @@ MAGIC = "shardkv"
 COLUMN_LENGTH_HARD_MAX = 1_000_000
 """No column longer than this is even decoded; `Limits.operations_max` then gives the exact, kinder refusal."""
 
+NAME_LENGTH_MAX = 255
+"""Characters of a keyspace's, principal's or trace's name."""
+
 
 class Op(IntEnum):
     """What a request asks for. Never renumber."""
@@ -60,6 +63,7 @@ OK = 0
 ERROR = 1
 
 Column = Annotated[list[bytes], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
+Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
 OptionalColumn = Annotated[list[bytes | None], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 
 
@@ -122,9 +126,9 @@ class Context(Message):
     """Registers what number `ctx` stands for on this connection."""
 
     ctx: int
-    keyspace: str
-    principal: str | None
-    trace: str | None
+    keyspace: Name
+    principal: Name | None
+    trace: Name | None
 
 
 class Read(Message):

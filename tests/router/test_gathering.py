@@ -1,4 +1,4 @@
-from shardkv.errors import OutcomeUnknown, ShardUnavailable
+from shardkv.errors import BatchTooLarge, OutcomeUnknown, ShardUnavailable
 from shardkv.topology.placement import place_keyspace
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
@@ -38,7 +38,7 @@ def test_a_write_is_cut_with_its_columns() -> None:
 
 def test_a_read_is_answered_once_in_the_order_asked() -> None:
     answers: list[object] = []
-    gather = ReadGather(3, 2, answers.append)
+    gather = ReadGather(3, 2, 1000, answers.append)
     gather.part([2])(raw(ReadReply([b"two"])))
     assert answers == []
     gather.part([0, 1])(raw(ReadReply([None, b"one"])))
@@ -47,11 +47,21 @@ def test_a_read_is_answered_once_in_the_order_asked() -> None:
 
 def test_a_read_fails_whole_with_the_error_of_its_shard() -> None:
     answers: list[object] = []
-    gather = ReadGather(2, 2, answers.append)
+    gather = ReadGather(2, 2, 1000, answers.append)
     problem = ShardUnavailable("Shard 7 is away.")
     gather.part([0])(problem)
     gather.part([1])(raw(ReadReply([b"x"])))
     assert answers == [problem]
+
+
+def test_a_read_that_would_not_fit_into_a_frame_is_refused_and_not_kept() -> None:
+    answers: list[object] = []
+    gather = ReadGather(3, 3, 100, answers.append)
+    for index in range(3):
+        gather.part([index])(raw(ReadReply([b"v" * 45])))
+    (error,) = answers
+    assert isinstance(error, BatchTooLarge)
+    assert gather._values == [None] * 3
 
 
 def test_a_write_tells_the_fate_of_every_operation() -> None:

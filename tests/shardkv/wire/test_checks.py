@@ -46,6 +46,8 @@ def test_each_limit_has_its_own_error_that_says_which_and_by_how_much() -> None:
         Write(None, None, -1, [b"k"], [b"v"], False),
         Write(None, None, 10**12, [b"k"], [b"v"], False),
         Write(None, None, b"\x01\x03", [b"k", b"l"], [b"v", b""], False),
+        Write(None, None, 2, [b"k"], [b"v"], False),
+        Write(None, None, b"\x01\x02", [b"k", b"l"], [b"v", b"w"], False),
         Write(None, None, b"\x01", [b"k", b"l"], [b"v", b""], False),
         Write(None, None, b"", [b"k"], [b"v"], False),
     ],
