@@ -6,6 +6,7 @@ owns now. Replies to reads are formed at once; replies to writes when their grou
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -109,19 +110,40 @@ class NodeService:
         if asked.limit < 1 or asked.page_bytes < 1:
             raise InvalidArgument("A scan must ask for at least one row and one byte.")
         check_range(asked.start, asked.stop, self._limits)
+        self._scan_when_ready(connection, request.id, asked, asked.shards)
+
+    def _scan_when_ready(
+        self, connection: Connection, request_id: int, asked: Scan, shards: Sequence[tuple[int, int]]
+    ) -> None:
+        """Answer with a page, or, while memtables are being put in order, come back after others were served."""
+        tablets = self._ownership.tablets_of(shards)
+        if not self._store.ready_to_scan(tablets):
+            again = partial(self._scan_again, connection, request_id, asked, shards)
+            asyncio.get_running_loop().call_soon(again)
+            return
+        bytes_max = min(asked.page_bytes, PAGE_BYTES_MAX)
         page = self._store.scan_page(
-            self._ownership.tablets_of(asked.shards),
+            tablets,
             asked.start,
             asked.stop,
             reverse=asked.reverse,
             limit=asked.limit,
-            bytes_max=min(asked.page_bytes, PAGE_BYTES_MAX),
+            bytes_max=bytes_max,
             keys_only=asked.keys_only,
         )
-        covered = [shard for shard, _ in asked.shards]
         values = None if asked.keys_only else page.values
-        size_bytes = min(asked.page_bytes, PAGE_BYTES_MAX)
-        connection.reply(request.id, Page(page.keys, values, page.frontier, covered), size_bytes=size_bytes)
+        covered = [shard for shard, _ in shards]
+        connection.reply(request_id, Page(page.keys, values, page.frontier, covered), size_bytes=bytes_max)
+
+    def _scan_again(
+        self, connection: Connection, request_id: int, asked: Scan, shards: Sequence[tuple[int, int]]
+    ) -> None:
+        if connection.closed:
+            return
+        try:
+            self._scan_when_ready(connection, request_id, asked, shards)
+        except ShardKVError as error:
+            connection.fail(request_id, error)
 
     def _status(self, connection: Connection, request: Request, deadline: float | None) -> None:
         connection.reply(request.id, self.status())

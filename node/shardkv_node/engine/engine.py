@@ -181,6 +181,8 @@ class Engine:
     ) -> Iterator[Page]:
         while limit is None or limit > 0:
             self._check_usable()
+            while not self._ready_to_scan():
+                pass
             with self._mutex:
                 page = self._store.scan_page(
                     (self._tablet,),
@@ -196,6 +198,10 @@ class Engine:
                 return
             limit = None if limit is None else limit - len(page.keys)
             start, stop = (start, page.frontier) if reverse else (page.frontier, stop)
+
+    def _ready_to_scan(self) -> bool:
+        with self._mutex:
+            return self._store.ready_to_scan((self._tablet,))
 
     # --- maintenance ---
 

@@ -21,6 +21,7 @@ from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
 from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all
+from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.health import Health
 from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan, TableOptions
 from shardkv_node.engine.job_runner import JobRunner, Outcome
@@ -89,6 +90,7 @@ class Maintenance:
         tablets: dict[int, Tablet],
         health: Health,
         runner: JobRunner,
+        dismantler: Dismantler,
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
@@ -101,6 +103,7 @@ class Maintenance:
         self._tablets = tablets
         self._health = health
         self._runner = runner
+        self._dismantler = dismantler
         self._clock = clock
         self._monotonic = monotonic
         self._random_bytes = random_bytes
@@ -206,7 +209,9 @@ class Maintenance:
         """Commit the drop, then delete the tablet's tables."""
         names = [meta.file_name for level in self._state.tablets[number].levels for meta in level]
         self.commit([edit])
-        del self._tablets[number]
+        tablet = self._tablets.pop(number)
+        for memtable in (*tablet.frozen, tablet.active):
+            self._dismantler.drop(memtable)
         self._count_level0()
         self._compact_all.discard(number)
         self._delete_tables(names)
@@ -262,6 +267,7 @@ class Maintenance:
             if number in self._tablets:
                 self._tablets[number].frozen.remove(memtable)
                 self._set_levels(number)
+                self._dismantler.drop(memtable)
         for number in tables.keys() - self._tablets.keys():  # dropped while the job ran
             self._delete_tables([table.meta.file_name for table in tables[number]])
         self.frozen.remove(generation)

@@ -27,6 +27,7 @@ from shardkv.errors import InvalidArgument, StorageError, StoreClosed
 from shardkv.hybrid_clock import HybridClock
 from shardkv_node.engine import filenames
 from shardkv_node.engine.columns import TERM_MAX, make_version
+from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.health import Health
 from shardkv_node.engine.identity import make_store_directory
 from shardkv_node.engine.job_runner import JobRunner
@@ -149,6 +150,7 @@ class Store:
             tablets=self._tablets,
             health=self.health,
             runner=JobRunner(options.workers, post, vfs=vfs),
+            dismantler=Dismantler(post),
             clock=self._tick,
             monotonic=monotonic,
             random_bytes=random_bytes,
@@ -335,6 +337,19 @@ class Store:
         """(value, version), or None when the key does not exist."""
         return self._tablet(tablet).get_versioned(key)
 
+    def ready_to_scan(self, tablets: Sequence[int]) -> bool:
+        """Whether `scan_page` will take no longer than a page does: the first scan of a memtable wants its keys sorted.
+
+        Does a few milliseconds of that work when there is some: call it again, with others served in between, until
+        it returns True. A page read earlier is right too, but may take half a second.
+        """
+        for number in tablets:
+            tablet = self._tablet(number)
+            for memtable in (*tablet.frozen, tablet.active):
+                if not memtable.feed_order():
+                    return False
+        return True
+
     def scan_page(
         self,
         tablets: Sequence[int],
@@ -478,7 +493,7 @@ class Store:
             raise self.health.poison(error) from error
         segments = [*self._closed_segments, (old.number, old.offset)]
         self._closed_segments = []
-        written = [tablet for tablet in self._tablets.values() if tablet.active.cells]
+        written = [tablet for tablet in self._tablets.values() if len(tablet.active)]
         generation = Generation(
             segments=segments,
             next_segment=self._log.number,

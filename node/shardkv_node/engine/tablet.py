@@ -77,10 +77,13 @@ class Tablet:
             yield from run.tables
 
     def _cell(self, key: bytes) -> bytes | None:
-        cell = self.active.cells.get(key)
+        active = self.active
+        cell = active.cells.get(key)
+        if cell is None and active.full_parts:
+            cell = active.get(key)
         if cell is None and self.frozen:
             for memtable in reversed(self.frozen):
-                cell = memtable.cells.get(key)
+                cell = memtable.get(key)
                 if cell is not None:
                     break
         return cell

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardkv_node.engine import key_runs
 from shardkv_node.engine import memtable as module
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING, Columns, pack_u64
+from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
 
 KEYS = st.binary(min_size=1, max_size=3)
@@ -18,7 +20,8 @@ KEYS = st.binary(min_size=1, max_size=3)
 def rows(chunks: Iterator[Columns]) -> list[tuple[bytes, int, int, bytes]]:
     found = []
     for chunk in chunks:
-        assert chunk.check() is None and list(chunk.keys) == sorted(chunk.keys) and len(chunk) <= module.CHUNK_ROWS_MOST
+        assert chunk.check() is None and list(chunk.keys) == sorted(chunk.keys)
+        assert len(chunk) <= key_runs.CHUNK_KEYS_MOST
         found += [(key, chunk.kind(i), chunk.version(i), chunk.values[i]) for i, key in enumerate(chunk.keys)]
     return found
 
@@ -27,10 +30,27 @@ def rows(chunks: Iterator[Columns]) -> list[tuple[bytes, int, int, bytes]]:
 @given(
     batches=st.lists(st.lists(st.tuples(KEYS, st.one_of(st.none(), st.binary(max_size=5))), min_size=1, max_size=30)),
     scans=st.sets(st.integers(0, 10)),
+    part_rows=st.sampled_from([5, 20, 1000]),
+    run_keys=st.sampled_from([2, 8, 4096]),
     start=st.binary(max_size=2),
     stop=st.one_of(st.none(), st.binary(max_size=2)),
 )
 def test_a_memtable_holds_what_a_dict_holds(
+    batches: list[list[tuple[bytes, bytes | None]]],
+    scans: set[int],
+    part_rows: int,
+    run_keys: int,
+    start: bytes,
+    stop: bytes | None,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PART_ROWS", part_rows)
+        patch.setattr(module, "RUN_KEYS", run_keys)
+        patch.setattr(key_runs, "RUN_KEYS", run_keys)
+        compare_with_a_dict(batches, scans, start, stop)
+
+
+def compare_with_a_dict(
     batches: list[list[tuple[bytes, bytes | None]]], scans: set[int], start: bytes, stop: bytes | None
 ) -> None:
     memtable, model = Memtable(), {}
@@ -44,6 +64,12 @@ def test_a_memtable_holds_what_a_dict_holds(
     assert rows(memtable.chunks(start, stop, reverse=False)) == expected
     assert sorted(rows(memtable.chunks(start, stop, reverse=True))) == expected
     assert len(memtable) == len(model)
+    for key, (kind, version, value) in model.items():
+        cell = memtable.get(key) or b""
+        assert (cell[0], cell_version(cell), cell_value(cell)) == (kind, version, value if kind == PUT else None)
+    while memtable.dismantle():
+        pass
+    assert not len(memtable)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -82,3 +108,44 @@ def test_resident_bytes_are_not_below_what_is_held() -> None:
     before = memtable.resident_bytes
     memtable.apply([b"k" * 100], PUT, 2, [b"v" * 100_000])
     assert memtable.resident_bytes >= before + 100_000
+
+
+def test_no_call_does_more_than_its_share() -> None:
+    memtable = Memtable()
+    for low in range(0, 400_000, 1000):
+        keys = [b"%06d" % (n * 7919 % 400_009) for n in range(low, low + 1000)]
+        memtable.apply(keys, PUT, low + 1, keys)
+    assert [len(part) for part in memtable.full_parts] == [module.PART_ROWS] * 2
+    steps = 1
+    while not memtable.feed_order():
+        steps += 1
+    assert steps >= 400_000 // key_runs.RUN_KEYS
+    memtable.apply([b"one more"], PUT, 500_000, [b"v"])
+    assert memtable.feed_order() and memtable.feed_order()
+    slices = 1
+    while memtable.dismantle():
+        slices += 1
+    assert slices >= 400_000 // module.DISMANTLED_ROWS
+
+
+def test_a_dropped_memtable_is_dismantled_in_slices_once_nobody_reads_it() -> None:
+    for inline in (True, False):
+        posted: list[Callable[[], None]] = []
+        dismantler = Dismantler(lambda call, inline=inline, posted=posted: call() if inline else posted.append(call))
+        first, second = Memtable(), Memtable()
+        for memtable in (first, second):
+            keys = [b"%06d" % n for n in range(50_000)]
+            memtable.apply(keys, PUT, 1, keys)
+        second.pins = 1
+        dismantler.drop(first)
+        dismantler.drop(second)
+        turns = 0
+        while posted:
+            turns += 1
+            posted.pop(0)()
+            assert len(posted) <= 1
+        assert len(first) == 0 and len(second) == 50_000 and (inline or turns > 5)
+        dismantler.unpin(second)
+        while posted:
+            posted.pop(0)()
+        assert len(second) == 0

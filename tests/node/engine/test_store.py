@@ -119,6 +119,20 @@ def test_one_scan_merges_several_tablets() -> None:
     assert page.keys == [b"k%02d" % n for n in range(19, 9, -1)] and page.values == [] and page.frontier is None
 
 
+def test_the_first_scan_of_many_rows_gets_ready_in_steps() -> None:
+    store = open_store(CrashVfs(), replace(TINY, memtable_bytes_max=1 << 24))
+    tablet = store.create_tablet(b"t")
+    keys = [b"%05d" % (n * 7919 % 30_011) for n in range(30_011)]
+    commit(store, tablet, [(key, key) for key in keys])
+    steps = 1
+    while not store.ready_to_scan([tablet]):
+        steps += 1
+    assert steps >= 30_011 // 4096
+    assert store.scan_page([tablet], b"", None, limit=3).keys == sorted(keys)[:3]
+    commit(store, tablet, [(b"new", b"1")])
+    assert store.ready_to_scan([tablet])
+
+
 def test_deletes_above_older_levels_survive_every_compaction() -> None:
     store = open_store(CrashVfs(), replace(TINY, level1_bytes_max=1024, level_multiplier=2))
     tablet = store.create_tablet(b"t")
