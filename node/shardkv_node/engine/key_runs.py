@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 RUN_KEYS = 4096
 """A young run is closed at this many keys; more should not be given to `add` at once."""
 SIZE_MAX = 3
-"""Runs of RUN_KEYS * 2 ** SIZE_MAX keys are merged no further: a comparison of keys far apart in memory takes 0.15 us."""
+"""Runs of RUN_KEYS * 2 ** SIZE_MAX keys are merged no further: comparing keys far apart in memory takes 0.15 us."""
 
 CHUNK_KEYS_FIRST = 32
 CHUNK_KEYS_MOST = 512
