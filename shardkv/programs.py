@@ -7,7 +7,6 @@ puts the file in its place), and its exit code tells a supervisor whether starti
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable
 
@@ -22,7 +21,7 @@ from shardkv.errors import (
     StorePoisoned,
     VersionMismatch,
 )
-from shardkv.transport.address import format_address, is_loopback
+from shardkv.transport.address import format_address, is_loopback, problem_of
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -70,7 +69,7 @@ def port_problem(error: OSError, host: str, port: int) -> ShardKVError:
         return ShardKVError(
             f"Port {port} on {host} is taken by another program.", hint="Choose another port with --port."
         )
-    return ShardKVError(f"Cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}.")
+    return ShardKVError(f"Cannot listen on {where}: {problem_of(error)}.")
 
 
 def guarded(start: Callable[[], int]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import socket
 
 from shardkv.errors import InvalidArgument
 
@@ -31,3 +33,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def problem_of(error: Exception) -> str:
+    """Why an address could not be used, in the system's words, without a full stop."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")

@@ -16,13 +16,13 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Past this size a batch is cut in two, so that one frame never holds up a connection for long."""
 
 
-def encode_frames(clock: int, messages: list[Any]) -> list[bytes]:
-    """Frames holding all `messages`; each is below BATCH_BYTES or holds a single message."""
+def encode_frames(clock: int, messages: list[Any], bytes_max: int) -> list[bytes]:
+    """Frames holding all `messages`; the body of each is at most `bytes_max` and BATCH_BYTES, or a single message."""
     body = encode_batch(clock, messages)
-    if len(body) <= BATCH_BYTES or len(messages) == 1:
+    if len(body) <= min(BATCH_BYTES, bytes_max) or len(messages) == 1:
         return [encode_frame(body)]
     half = len(messages) // 2
-    return encode_frames(clock, messages[:half]) + encode_frames(clock, messages[half:])
+    return encode_frames(clock, messages[:half], bytes_max) + encode_frames(clock, messages[half:], bytes_max)
 
 
 def set_socket_options(transport: asyncio.BaseTransport, *, dead_peer_ms: int = 10_000) -> None:

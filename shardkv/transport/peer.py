@@ -2,7 +2,7 @@
 
 Invariants: a callback runs exactly once unless its request was forgotten; a late or unknown reply disturbs nobody;
 a request that was handed to the socket and never answered ends in OutcomeUnknown, one that was not in
-UnavailableError. Retrying is the caller's decision.
+UnavailableError; from the moment a connection is lost nothing is taken for it. Retrying is the caller's decision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -18,6 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from shardkv.errors import (
+    BatchTooLarge,
     ClusterMismatch,
     DeadlineExceeded,
     OutcomeUnknown,
@@ -29,12 +29,13 @@ from shardkv.errors import (
 )
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
-from shardkv.transport.address import parse_address
+from shardkv.transport.address import parse_address, problem_of
 from shardkv.transport.outbox import encode_frames, set_socket_options
 from shardkv.transport.server import wall_ms
-from shardkv.wire.frame import FrameDecoder
+from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
+    NOTHING,
     OK,
     Hello,
     Op,
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
+PINGS_PER_IDLE_TIME = 3
+"""A connection nobody uses is pinged so often within the time after which it would be closed as idle."""
 
 OnReply = Callable[[RawReply | ShardKVError], None]
 
@@ -58,7 +61,8 @@ OnReply = Callable[[RawReply | ShardKVError], None]
 class Peer:
     """A connection to one process, reachable at any of several addresses.
 
-    `expected` names who must answer there; `on_up`, `on_down` run when the connection is usable and when it broke.
+    `expected` names who must answer there; `on_up`, `on_down` run when the connection is usable and when it broke,
+    `on_room` when a peer that had stopped reading takes requests again.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Peer:
         clock: HybridClock | None = None,
         on_up: Callable[[], None] | None = None,
         on_down: Callable[[], None] | None = None,
+        on_room: Callable[[], None] | None = None,
     ) -> None:
         self.addresses = [parse_address(address) for address in addresses]
         self.me = me
@@ -81,6 +86,9 @@ class Peer:
         self.last_problem: ShardKVError = UnavailableError(f"Not connected to {self.label} yet.")
         self._on_up = on_up or _nothing
         self._on_down = on_down or _nothing
+        self.on_room = on_room or _nothing
+        self.ids = itertools.count(1)
+        """Of requests; never used again, on no later connection either."""
         self._wire: _Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -94,6 +102,11 @@ class Peer:
     @property
     def connected(self) -> bool:
         return self._wire is not None
+
+    @property
+    def writable(self) -> bool:
+        """Connected, and the peer reads what it is sent: what is sent now does not just pile up here."""
+        return self._wire is not None and self._wire.writable
 
     def start(self) -> None:
         """Connect, and connect again whenever the connection breaks, until `close`."""
@@ -134,7 +147,7 @@ class Peer:
     ) -> int:
         """Send a request; its reply or error comes to `on_reply`. Returns the id that `forget` takes.
 
-        `deadline` is an absolute `loop.time()`; it is passed on, not enforced here.
+        `deadline` is an absolute `loop.time()`; it is passed on, not enforced here. Before sending much ask `writable`.
         Raises UnavailableError when there is no connection.
         """
         if self._wire is None:
@@ -170,17 +183,28 @@ class Peer:
     # Keeping the connection
 
     async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
         pause_s = RETRY_FIRST_S
         for attempt in itertools.count():
             address = self.addresses[attempt % len(self.addresses)]
             wire = await self._connect(*address)
             if wire is not None:
-                pause_s = RETRY_FIRST_S
+                since = loop.time()
                 self._became_usable(wire)
-                await wire.closed.wait()
-                self._became_unusable()
+                await self._stay(wire)
+                if loop.time() - since > RETRY_MOST_S:
+                    pause_s = RETRY_FIRST_S
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 1.6, RETRY_MOST_S)
+
+    async def _stay(self, wire: _Wire) -> None:
+        """Until the connection is lost; a ping now and then, lest the peer closes it as idle under a request's feet."""
+        while not wire.closed.is_set():
+            try:
+                async with asyncio.timeout(self.limits.idle_timeout_ms / 1000 / PINGS_PER_IDLE_TIME):
+                    await wire.closed.wait()
+            except TimeoutError:
+                wire.send(Op.PING, NOTHING, _ignore, 0, None, None, None)
 
     async def _connect(self, host: str, port: int) -> _Wire | None:
         loop = asyncio.get_running_loop()
@@ -191,9 +215,11 @@ class Peer:
                 self.remote = await wire.say_hello()
         except TimeoutError:
             self.last_problem = UnavailableError(f"{host}:{port} did not answer within {CONNECT_TIMEOUT_S:g} s.")
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            self.last_problem = UnavailableError(f"Cannot connect to {host}:{port}: {why}.")
+        except (OSError, UnicodeError) as error:
+            self.last_problem = UnavailableError(f"Cannot connect to {host}:{port}: {problem_of(error)}.")
+        except asyncio.CancelledError:
+            wire.abort()
+            raise
         except ShardKVError as error:
             self.last_problem = error
             if isinstance(error, ProtocolError):
@@ -205,14 +231,17 @@ class Peer:
         return None
 
     def _became_usable(self, wire: _Wire) -> None:
-        self._wire = wire
-        self._changed.set()
-        self._on_up()
+        if not wire.closed.is_set():
+            self._wire = wire
+            self._changed.set()
+            self._on_up()
 
-    def _became_unusable(self) -> None:
-        self._wire = None
-        self.last_problem = UnavailableError(f"The connection to {self.label} broke.")
-        self._on_down()
+    def lost(self, wire: _Wire, why: str) -> None:
+        """Told by a connection the moment it is lost, before those who wait on it hear."""
+        if self._wire is wire:
+            self._wire = None
+            self.last_problem = UnavailableError(f"The connection to {self.label} broke: {why}.")
+            self._on_down()
 
 
 class _Wire(asyncio.Protocol):
@@ -223,10 +252,10 @@ class _Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder(peer.limits.frame_bytes_max)
         self._transport: asyncio.Transport | None = None
-        self._ids = itertools.count(1)
         self._outbox: list[Request] = []
         self.pending: dict[int, OnReply] = {}
         self.closed = asyncio.Event()
+        self.writable = True
         self.problem: ShardKVError | None = None
 
     async def say_hello(self) -> Hello:
@@ -237,7 +266,7 @@ class _Wire(asyncio.Protocol):
         self._put(Request(0, Op.HELLO, 0, None, None, None, raw(me.hello())))
         reply = await answer
         if isinstance(reply, ShardKVError):
-            raise reply
+            raise UnavailableError(f"{self._peer.label} closed the connection during the hello.")
         if reply.status != OK:
             raise reply_error(reply.payload)
         hello: Hello = decode_hello(reply.payload)
@@ -254,7 +283,7 @@ class _Wire(asyncio.Protocol):
         epoch: int | None,
         deadline: float | None,
     ) -> int:
-        request_id = next(self._ids)
+        request_id = next(self._peer.ids)
         self.pending[request_id] = on_reply
         left_ms = None if deadline is None else max(1, int((deadline - self._loop.time()) * 1000))
         self._put(Request(request_id, op, ctx, shard, epoch, left_ms, payload))
@@ -266,9 +295,26 @@ class _Wire(asyncio.Protocol):
         self._outbox.append(request)
 
     def _flush(self) -> None:
+        """Send what this turn brought. What a lost connection cannot send stays where `connection_lost` finds it."""
+        if self._transport is None or self._transport.is_closing():
+            return
         requests, self._outbox = self._outbox, []
-        if self._transport is not None and requests:
-            self._transport.write(b"".join(encode_frames(self._peer.clock.tick(wall_ms()), requests)))
+        bytes_max = self._peer.limits.frame_bytes_max
+        frames = encode_frames(self._peer.clock.tick(wall_ms()), requests, bytes_max)
+        if any(len(frame) > bytes_max + HEADER_BYTES for frame in frames):
+            frames = [frame for request in requests for frame in self._fitting(request, bytes_max)]
+        self._transport.write(b"".join(frames))
+
+    def _fitting(self, request: Request, bytes_max: int) -> list[bytes]:
+        """The frame of one request; none when no frame holds it: the peer would end the connection for it."""
+        frames = encode_frames(self._peer.clock.tick(wall_ms()), [request], bytes_max)
+        if len(frames[0]) <= bytes_max + HEADER_BYTES:
+            return frames
+        on_reply = self.pending.pop(request.id, None)
+        if on_reply is not None:
+            message = f"The request is {len(frames[0])} bytes long; a frame holds {bytes_max}."
+            on_reply(BatchTooLarge(message, hint="Ask for less at once."))
+        return []
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -278,7 +324,15 @@ class _Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=self._peer.limits.output_bytes_max // 4)
         set_socket_options(transport)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self._peer.on_room()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -305,10 +359,16 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.closed.set()
+        why = self.problem.message.rstrip(".") if self.problem else "it was closed"
+        self._peer.lost(self, why)
         pending, self.pending = self.pending, {}
-        why = self.problem.message if self.problem else "it was closed"
-        for on_reply in pending.values():
-            on_reply(OutcomeUnknown(f"The connection to {self._peer.label} broke before the answer came: {why}."))
+        unsent = {request.id for request in self._outbox}
+        label = self._peer.label
+        for request_id, on_reply in pending.items():
+            if request_id in unsent:
+                on_reply(UnavailableError(f"The connection to {label} broke before the request was sent: {why}."))
+            else:
+                on_reply(OutcomeUnknown(f"The connection to {label} broke before the answer came: {why}."))
 
 
 def _into(answer: asyncio.Future[RawReply | ShardKVError]) -> OnReply:
@@ -321,3 +381,7 @@ def _into(answer: asyncio.Future[RawReply | ShardKVError]) -> OnReply:
 
 def _nothing() -> None:
     """No one wants to know."""
+
+
+def _ignore(reply: RawReply | ShardKVError) -> None:
+    """That it came is all there is to it."""

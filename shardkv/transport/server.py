@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
         if not self._replies or self._transport is None:
             return
         replies, self._replies = self._replies, []
-        frames = encode_frames(self._server.clock.tick(wall_ms()), replies)
+        frames = self._frames(replies)
         if any(len(frame) > self._limits.frame_bytes_max + HEADER_BYTES for frame in frames):
             frames = [part for reply in replies for part in self._fitting(reply)]
         self._transport.write(b"".join(frames))
@@ -338,14 +338,17 @@ class Connection(asyncio.Protocol):
 
     def _fitting(self, reply: Reply) -> list[bytes]:
         """The frame of one reply, or of the error that it does not fit in a frame."""
-        frames = encode_frames(self._server.clock.tick(wall_ms()), [reply])
+        frames = self._frames([reply])
         if len(frames[0]) <= self._limits.frame_bytes_max + HEADER_BYTES:
             return frames
         error = BatchTooLarge(
             f"The reply is {len(frames[0])} bytes long; a frame holds {self._limits.frame_bytes_max}.",
             hint="Ask for fewer keys at once.",
         )
-        return encode_frames(self._server.clock.tick(wall_ms()), [error_reply(reply.id, error)])
+        return self._frames([error_reply(reply.id, error)])
+
+    def _frames(self, replies: list[Reply]) -> list[bytes]:
+        return encode_frames(self._server.clock.tick(wall_ms()), replies, self._limits.frame_bytes_max)
 
     # Rules
 
