@@ -151,6 +151,7 @@ def _status_text(found: dict[str, Any]) -> str:
             process["state"],
             str(process["pid"] or "-"),
             process["address"] or "-",
+            "" if process["memory_bytes"] is None else f"{process['memory_bytes'] / 1e6:.0f} MB",
             str(process["restarts"]),
         )
         for process in found["processes"]
@@ -162,7 +163,7 @@ def _status_text(found: dict[str, Any]) -> str:
         f"  data directory  {found['data_dir']}",
         f"  launcher        {launcher}",
         "",
-        *table(("process", "state", "pid", "address", "restarts"), rows),
+        *table(("process", "state", "pid", "address", "memory", "restarts"), rows),
         *(f"{process['name']}: {process['problem']} (log: {process['log']})" for process in troubled),
     ]
     return "\n".join(lines)

@@ -45,6 +45,7 @@ def cluster_status(layout: Layout) -> dict[str, Any]:
             "pid": running[record.name] or None,
             "address": health.addresses.get(record.name) if health else None,
             "restarts": record.restarts,
+            "memory_bytes": memory_bytes(running[record.name]) if running[record.name] else None,
             "problem": record.problem or None,
             "log": str(layout.log_of(record.name)),
         }
@@ -63,6 +64,18 @@ def cluster_status(layout: Layout) -> dict[str, Any]:
         "keyspaces": health.keyspaces if health else {},
         "processes": processes,
     }
+
+
+def memory_bytes(pid: int) -> int | None:
+    """What a process and its workers hold, pages shared with others counted in part (PSS); None when it is gone."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_full_info().pss for member in family)
+    except psutil.Error:
+        return None
 
 
 def _state(record: ProcessRecord, pid: int, problem: str | None) -> str:
