@@ -3,7 +3,8 @@
 Invariants: a part ends exactly once, and shortly before its deadline at the latest, so that the caller hears which
 shard did not answer. It is sent again only when that is safe: it was never sent, the node refused it
 before applying it, or it is a read. A part that cannot be sent now is parked until its node or a newer topology
-comes, bounded in time by its deadline and `park_ms`, and in bytes by `parked_bytes_max`.
+comes, bounded in time by its deadline and `park_ms`, and in bytes by `parked_bytes_max`. When the router drains,
+nothing is parked: the caller finds another router sooner than this one a node.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ from shardkv.errors import (
     RoutingError,
     ShardKVError,
     ShardUnavailable,
+    UnavailableError,
 )
 from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import Topology
+from shardkv.transport.peer import Peer
 from shardkv.wire.messages import OK, Op, RawReply, reply_error
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
 
 REFUSED_PAUSE_S = 0.02
-"""How long to wait before asking a node again that refused a shard it does not know to be its own yet."""
+REFUSED_PAUSE_MOST_S = 0.16
+"""How long to wait before asking a node again that refused a shard it does not know to be its own yet: twice as long
+every time, up to the second."""
+PART_BYTES = 512
+"""What a waiting part takes beside its payload, about."""
 EXPIRY_INTERVAL_S = 0.02
 DEADLINE_MARGIN = 0.1
 """This share of a part's time, but at most DEADLINE_MARGIN_MOST_S, is kept for the answer's way back."""
@@ -41,7 +48,18 @@ OnDone = Callable[[msgspec.Raw | ShardKVError], None]
 class Part:
     """One shard's share of a request. `done` runs once, with the reply's payload or an error."""
 
-    __slots__ = ("answer_by", "deadline", "done", "finished", "gives_up_at", "op", "payload", "shard_id")
+    __slots__ = (
+        "answer_by",
+        "asked",
+        "deadline",
+        "done",
+        "finished",
+        "gives_up_at",
+        "op",
+        "pause_s",
+        "payload",
+        "shard_id",
+    )
 
     def __init__(self, op: Op, payload: msgspec.Raw, shard_id: int, deadline: float | None, done: OnDone) -> None:
         self.op = op
@@ -53,7 +71,15 @@ class Part:
         """When an unanswered part is given up, sent or not."""
         self.gives_up_at: float | None = None
         """When a parked part is given up; set when it is parked first."""
+        self.asked: tuple[Peer, int] | None = None
+        """Who was asked last, and the number of that request there."""
+        self.pause_s = REFUSED_PAUSE_S
         self.finished = False
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes to keep it waiting."""
+        return len(self.payload) + PART_BYTES
 
 
 class Forwarder:
@@ -68,7 +94,7 @@ class Forwarder:
         self._parked_bytes = 0
         self._sent: set[Part] = set()
         self._expiry: asyncio.TimerHandle | None = None
-        self.parked_total = 0
+        self._draining = False
 
     @property
     def parked(self) -> int:
@@ -82,23 +108,30 @@ class Forwarder:
 
     def retry_parked(self) -> None:
         """Send whatever can be sent now."""
-        parts, self._parked = self._parked, []
-        self._parked_bytes = 0
-        for part in parts:
+        for part in self._unpark():
             self.send(part)
+
+    def drain(self) -> None:
+        """The router is going away: from now on a part that cannot be sent ends in Draining, not applied."""
+        self._draining = True
+        self.retry_parked()
 
     def send(self, part: Part) -> None:
         """Send a part to the owner of its shard, or park it."""
+        now = self._loop.time()
+        if part.deadline is not None and part.deadline <= now:
+            self._end(part, DeadlineExceeded("The deadline passed before the request was sent to its node."))
+            return
         shard = self._topology.shards.get(part.shard_id)
         peer = self._links.usable(shard.node) if shard is not None else None
         if shard is None or peer is None:
             self._park(part)
             return
         if part.answer_by is None and part.deadline is not None:
-            part.answer_by = _last_moment(part.deadline, self._loop.time())
+            part.answer_by = last_moment(part.deadline, now)
         self._sent.add(part)
         self._watch_the_clock()
-        peer.send(
+        request_id = peer.send(
             part.op,
             part.payload,
             on_reply=lambda reply: self._answered(part, reply),
@@ -106,6 +139,7 @@ class Forwarder:
             epoch=shard.epoch,
             deadline=part.deadline,
         )
+        part.asked = (peer, request_id)
 
     def _answered(self, part: Part, reply: RawReply | ShardKVError) -> None:
         if part.finished:
@@ -115,10 +149,14 @@ class Forwarder:
             self._end(part, reply.payload)
             return
         error = reply if isinstance(reply, ShardKVError) else reply_error(reply.payload)
-        if isinstance(error, Draining) or (isinstance(error, OutcomeUnknown) and part.op != Op.WRITE):
+        never_sent = isinstance(reply, UnavailableError)
+        if isinstance(error, Draining):
             self._park(part)
+        elif never_sent or (isinstance(error, OutcomeUnknown) and part.op != Op.WRITE):
+            self._send_or_expire(part)
         elif isinstance(error, RoutingError):
-            self._loop.call_later(REFUSED_PAUSE_S, self._send_or_expire, part)
+            self._loop.call_later(part.pause_s, self._send_or_expire, part)
+            part.pause_s = min(2 * part.pause_s, REFUSED_PAUSE_MOST_S)
         elif isinstance(error, OutcomeUnknown):
             self._end(part, _naming_shard(error, part))
         else:
@@ -129,7 +167,7 @@ class Forwarder:
         part.done(answer)
 
     def _send_or_expire(self, part: Part) -> None:
-        if self._expired(part, self._loop.time()):
+        if self._draining or self._expired(part, self._loop.time()):
             self._give_up(part)
         else:
             self.send(part)
@@ -137,29 +175,37 @@ class Forwarder:
     # Parking
 
     def _park(self, part: Part) -> None:
-        now = self._loop.time()
-        if self._expired(part, now):
+        if self._draining or self._expired(part, self._loop.time()):
             self._give_up(part)
             return
-        if self._parked_bytes + len(part.payload) > self._options.parked_bytes_max:
+        if self._parked_bytes + part.size_bytes > self._options.parked_bytes_max:
             waiting = f"{self._parked_bytes} bytes of requests already wait for shards to come back."
             self._end(part, Overloaded(waiting, hint="Retry after a moment."))
             return
-        self.parked_total += 1
+        part.payload = part.payload.copy()  # a view would keep the whole frame it came in
         self._parked.append(part)
-        self._parked_bytes += len(part.payload)
+        self._parked_bytes += part.size_bytes
         self._watch_the_clock()
+
+    def _unpark(self) -> list[Part]:
+        """All that was parked, in order; now nothing is."""
+        parts, self._parked = self._parked, []
+        self._parked_bytes = 0
+        return parts
 
     def _expired(self, part: Part, now: float) -> bool:
         """Whether a part has waited long enough for its shard; its waiting starts with the first asking."""
         if part.gives_up_at is None:
             latest = now + self._options.park_ms / 1000
-            part.gives_up_at = latest if part.deadline is None else min(latest, _last_moment(part.deadline, now))
+            part.gives_up_at = latest if part.deadline is None else min(latest, last_moment(part.deadline, now))
         return now >= part.gives_up_at
 
     def _give_up(self, part: Part) -> None:
         shard = self._topology.shards.get(part.shard_id)
-        self._end(part, self.unavailable(shard, part.shard_id))
+        if self._draining:
+            self._end(part, Draining("This router is shutting down.", hint="Retry; another one takes over."))
+        else:
+            self._end(part, self.unavailable(shard, part.shard_id))
 
     # The clock
 
@@ -170,20 +216,25 @@ class Forwarder:
     def _expire(self) -> None:
         """End the parts whose time is over, parked or sent."""
         now = self._loop.time()
-        parked, self._parked = self._parked, []
-        self._parked_bytes = 0
-        for part in parked:
+        for part in self._unpark():
             if self._expired(part, now):
                 self._give_up(part)
             else:
                 self._parked.append(part)
-                self._parked_bytes += len(part.payload)
+                self._parked_bytes += part.size_bytes
         for part in [part for part in self._sent if part.answer_by is not None and part.answer_by <= now]:
             self._sent.discard(part)
+            self._forget(part)
             self._end(part, self._no_answer(part))
         self._expiry = None
         if self._parked or self._sent:
             self._watch_the_clock()
+
+    def _forget(self, part: Part) -> None:
+        """Nobody waits for the node's answer any more; a node that is stopped must not pile up parts here."""
+        if part.asked is not None:
+            peer, request_id = part.asked
+            peer.forget(request_id)
 
     def _no_answer(self, part: Part) -> ShardKVError:
         """The error for a part whose node has not answered by the deadline."""
@@ -207,7 +258,7 @@ class Forwarder:
         )
 
 
-def _last_moment(deadline: float, now: float) -> float:
+def last_moment(deadline: float, now: float) -> float:
     """When to give an answer that is to arrive before `deadline`."""
     return deadline - min(DEADLINE_MARGIN_MOST_S, DEADLINE_MARGIN * max(0.0, deadline - now))
 

@@ -6,6 +6,7 @@ Invariant: there is a link exactly for the nodes that have an address in the new
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -15,9 +16,11 @@ from shardkv.topology.view import Topology
 from shardkv.transport.peer import Peer
 from shardkv.wire.hello import Identity
 
+log = logging.getLogger(__name__)
+
 
 class NodeLinks:
-    """`on_up(node)` runs whenever a node can be reached (again)."""
+    """`on_usable` runs whenever a node can be reached, or reads what it is sent, (again)."""
 
     def __init__(
         self,
@@ -25,12 +28,12 @@ class NodeLinks:
         me: Callable[[], Identity],
         limits: Limits,
         clock: HybridClock,
-        on_up: Callable[[str], None],
+        on_usable: Callable[[], None],
     ) -> None:
         self._me = me
         self._limits = limits
         self._clock = clock
-        self._on_up = on_up
+        self._on_usable = on_usable
         self._peers: dict[str, Peer] = {}
         self._addresses: dict[str, str] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -51,11 +54,16 @@ class NodeLinks:
             expected=Identity("node", name),
             limits=self._limits,
             clock=self._clock,
-            on_up=partial(self._on_up, name),
+            on_up=partial(self._up, name),
+            on_room=self._on_usable,
         )
         self._peers[name] = peer
         self._addresses[name] = address
         peer.start()
+
+    def _up(self, name: str) -> None:
+        log.info("node_reached node=%s", name)
+        self._on_usable()
 
     def _drop(self, name: str) -> None:
         del self._addresses[name]
@@ -64,14 +72,16 @@ class NodeLinks:
         task.add_done_callback(self._closing.discard)
 
     def usable(self, node: str) -> Peer | None:
-        """The connected peer of a node, or None."""
+        """The peer of a node that is connected and reads what it is sent, or None."""
         peer = self._peers.get(node)
-        return peer if peer is not None and peer.connected else None
+        return peer if peer is not None and peer.writable else None
 
     def problem(self, node: str) -> str:
         """Why a node cannot be reached, as a sentence."""
         peer = self._peers.get(node)
-        return f"Node {node} has never registered." if peer is None else peer.last_problem.message
+        if peer is None:
+            return f"Node {node} has never registered."
+        return f"Node {node} does not read what it is sent." if peer.connected else peer.last_problem.message
 
     async def close(self) -> None:
         for name in list(self._peers):

@@ -63,7 +63,7 @@ class RouterProcess:
         self._placed = asyncio.Event()
         clock = HybridClock()
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
-        self._links = NodeLinks(me=self.me, limits=settings.limits, clock=clock, on_up=self._node_up)
+        self._links = NodeLinks(me=self.me, limits=settings.limits, clock=clock, on_usable=self._node_usable)
         self._forwarder = Forwarder(self._links, settings.options)
         scanner = Scanner(self._links, self._forwarder, settings.options)
         self._service = RouterService(self._forwarder, scanner, settings.limits, self._status)
@@ -79,6 +79,7 @@ class RouterProcess:
         self._meta.start()
         try:
             await run_until(stop, self._meta.follow(self._follow), self._serve())
+            self._forwarder.drain()
             await self._server.drain(grace_s=DRAIN_GRACE_S)
             await self._sign_off()
             return EXIT_OK
@@ -120,8 +121,7 @@ class RouterProcess:
         if topology.keyspaces:
             self._placed.set()
 
-    def _node_up(self, node: str) -> None:
-        log.info("node_reached node=%s", node)
+    def _node_usable(self) -> None:
         self._forwarder.retry_parked()
 
     async def _status(self) -> dict[str, Any]:

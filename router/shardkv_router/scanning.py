@@ -11,21 +11,23 @@ asked about; the router keeps nothing between pages, so any router can serve the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from shardkv.errors import (
     DeadlineExceeded,
-    Draining,
     OutcomeUnknown,
     RemoteProtocolError,
     RoutingError,
     ShardKVError,
     ShardUnavailable,
+    UnavailableError,
 )
 from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import KeyspaceView, Topology
+from shardkv.transport.peer import Peer
 from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, decode_page, raw, reply_error
-from shardkv_router.forwarding import REFUSED_PAUSE_S, Forwarder
+from shardkv_router.forwarding import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S, Forwarder, last_moment
 from shardkv_router.links import NodeLinks
 from shardkv_router.merge import merge_pages
 from shardkv_router.options import RouterOptions
@@ -33,6 +35,8 @@ from shardkv_router.options import RouterOptions
 NODE_PAGE_BYTES_MIN = 16 * 1024
 PAGE_MARGIN = 1.1
 """Nodes are asked for a little more than their share, so that uneven shares still fill the page."""
+_AWAY = (RoutingError, UnavailableError, OutcomeUnknown)
+"""What a shard says, or is said of it, that can be asked later."""
 
 
 class Scanner:
@@ -45,19 +49,22 @@ class Scanner:
         self._loop = asyncio.get_running_loop()
 
     async def page(self, topology: Callable[[], Topology], keyspace: str, scan: Scan, deadline: float | None) -> Page:
-        """The first page of `scan`. Retries (it is a read) while shards are away, until the deadline.
+        """The first page of `scan`. Retries (it is a read) while shards are away, for `park_ms` at most.
 
-        Raises UnknownKeyspace, ShardUnavailable, DeadlineExceeded.
+        Ends shortly before the deadline. Raises UnknownKeyspace, ShardUnavailable, DeadlineExceeded.
         """
-        patience = self._loop.time() + self._options.park_ms / 1000
-        last = patience if deadline is None else min(patience, deadline)
+        now = self._loop.time()
+        patience = now + self._options.park_ms / 1000
+        answer_by = patience if deadline is None else last_moment(deadline, now)
+        last, pause_s = min(patience, answer_by), REFUSED_PAUSE_S
         while True:
             try:
-                return await self._attempt(topology().keyspace(keyspace), scan, last)
-            except (RoutingError, ShardUnavailable, Draining, OutcomeUnknown) as error:
-                if self._loop.time() + REFUSED_PAUSE_S >= last:
+                return await self._attempt(topology().keyspace(keyspace), scan, answer_by)
+            except _AWAY as error:
+                if self._loop.time() + pause_s >= last:
                     raise _as_read(error) from error
-            await asyncio.sleep(REFUSED_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, REFUSED_PAUSE_MOST_S)
 
     async def _attempt(self, view: KeyspaceView, scan: Scan, deadline: float) -> Page:
         shards = view.shards_in(scan.start, scan.stop)
@@ -69,22 +76,30 @@ class Scanner:
         by_node: dict[str, list[ShardDocument]] = {}
         for shard in shards:
             by_node.setdefault(shard.node, []).append(shard)
+        for node, owned in by_node.items():
+            self._usable(node, owned)  # while one is away, the others would make pages for nothing
         page_bytes = self._page_bytes(scan)
         share = max(NODE_PAGE_BYTES_MIN, int(page_bytes / len(by_node) * PAGE_MARGIN))
-        pages = await asyncio.gather(
-            *(self._ask(node, owned, scan, share, scan.limit, deadline) for node, owned in by_node.items())
+        pages = await _all(
+            [self._ask(node, owned, scan, share, scan.limit, deadline) for node, owned in by_node.items()]
         )
         bytes_max = max(page_bytes, NODE_PAGE_BYTES_MIN)
         return merge_pages(pages, reverse=scan.reverse, limit=scan.limit, bytes_max=bytes_max)
 
     async def _in_turn(self, shards: list[ShardDocument], scan: Scan, deadline: float) -> Page:
-        """Ask shard after shard until rows or bytes suffice."""
+        """Ask shard after shard until rows or bytes suffice; a page with rows ends before one that is away."""
         keys: list[bytes] = []
         values: list[bytes] = []
         left_bytes, left_rows = self._page_bytes(scan), scan.limit
         turn = list(reversed(shards)) if scan.reverse else shards
         for number, shard in enumerate(turn):
-            page = await self._ask(shard.node, [shard], scan, left_bytes, left_rows, deadline)
+            try:
+                page = await self._ask(shard.node, [shard], scan, left_bytes, left_rows, deadline)
+            except _AWAY:
+                if not keys:
+                    raise
+                near_end = _far_end(turn[number - 1], reverse=scan.reverse)
+                return Page(keys, None if scan.keys_only else values, near_end, None)
             keys += page.keys
             values += page.values or []
             left_rows -= len(page.keys)
@@ -102,9 +117,7 @@ class Scanner:
         self, node: str, shards: list[ShardDocument], scan: Scan, page_bytes: int, limit: int, deadline: float
     ) -> Page:
         """One page of one node. Raises what the node reported; ShardUnavailable when it cannot be reached."""
-        peer = self._links.usable(node)
-        if peer is None:
-            raise self._forwarder.unavailable(shards[0], shards[0].id)
+        peer = self._usable(node, shards)
         pairs = [(shard.id, shard.epoch) for shard in shards]
         asked = Scan(scan.start, scan.stop, scan.reverse, scan.keys_only, limit, page_bytes, pairs)
         answer: asyncio.Future[RawReply | ShardKVError] = self._loop.create_future()
@@ -122,6 +135,22 @@ class Scanner:
         finally:
             peer.forget(request_id)
         return _checked_page(reply, node, [shard for shard, _ in pairs])
+
+    def _usable(self, node: str, shards: list[ShardDocument]) -> Peer:
+        peer = self._links.usable(node)
+        if peer is None:
+            raise self._forwarder.unavailable(shards[0], shards[0].id)
+        return peer
+
+
+async def _all(asking: list[Coroutine[Any, Any, Page]]) -> list[Page]:
+    """All pages; when one cannot be had, the others are no longer waited for."""
+    tasks = [asyncio.ensure_future(one) for one in asking]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _checked_page(reply: RawReply | ShardKVError, node: str, asked: list[int]) -> Page:
