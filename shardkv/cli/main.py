@@ -42,6 +42,7 @@ COMMANDS = {
     "meta": Entry("shardkv.cli.meta:meta", "Run the metadata process by itself."),
     "node": Entry(None, "Run one storage node by itself."),
     "router": Entry(None, "Run one router by itself."),
+    "store": Entry(None, "Look at, verify, repair and compact a store offline."),
 }
 
 

@@ -1,0 +1,206 @@
+"""What is still known of a damaged store: its identity, its tablets, and which files hold their rows.
+
+A manifest that can be read whole is believed. From a damaged one every readable edit is gathered: labels, drops, the
+tables that were replaced; then all other tables and log segments on disk count, because nothing says which do not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from shardkv.errors import Corruption, StorageError, StoreMismatch, UnsupportedFormat
+from shardkv_node.engine import filenames
+from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.identity import read_identity
+from shardkv_node.engine.log_format import MANIFEST_MAGIC
+from shardkv_node.engine.log_reader import ENTRY_DECODER
+from shardkv_node.engine.manifest import (
+    CreatedEdit,
+    DroppedEdit,
+    Edit,
+    FlushedEdit,
+    ManifestState,
+    NumbersEdit,
+    TablesEdit,
+    TermEdit,
+    manifest_numbers,
+    read_current,
+    read_manifest,
+)
+from shardkv_node.engine.table_meta import TableMeta
+from shardkv_node.engine.tools.damage import Damage, damage_of
+from shardkv_node.engine.tools.places import segment_numbers, table_names
+from shardkv_node.engine.tools.walk_log import EDIT_DECODER, LogWalk, WalkedGroup
+from shardkv_node.engine.tools.walk_table import TableWalk
+from shardkv_node.engine.vfs import Vfs
+
+
+@dataclass(slots=True)
+class TabletEvidence:
+    """One tablet. `label` None: nothing says it any more."""
+
+    label: bytes | None
+    flushed_seqno: int = 0
+    tables: list[tuple[str, TableMeta | None]] = field(default_factory=list)
+    """(file name, what the manifest says of it), in no order that matters."""
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Made by `gather`."""
+
+    store_id: bytes
+    tablets: dict[int, TabletEvidence]
+    dropped: set[int]
+    segments: list[int]
+    term: int
+    next_file: int
+    next_tablet: int
+    manifest_whole: bool
+    losses: list[Damage] = field(default_factory=list)
+
+
+def gather(vfs: Vfs, store: str) -> Evidence:
+    """Read what there is. Raises `UnsupportedFormat`, and `Corruption` when nothing says which store this is."""
+    losses: list[Damage] = []
+    store_id = _store_id(vfs, store, losses)
+    state = _whole_manifest(vfs, store, store_id, losses)
+    if state is None:
+        return _from_pieces(vfs, store, store_id, losses)
+    return Evidence(
+        store_id=store_id,
+        tablets={
+            number: TabletEvidence(
+                tablet.label,
+                tablet.flushed_seqno,
+                [(meta.file_name, meta) for level in tablet.levels for meta in level],
+            )
+            for number, tablet in state.tablets.items()
+        },
+        dropped=set(range(1, state.next_tablet)) - state.tablets.keys(),
+        segments=[number for number in segment_numbers(vfs, store) if number >= state.first_segment],
+        term=state.term,
+        next_file=state.next_file,
+        next_tablet=state.next_tablet,
+        manifest_whole=True,
+        losses=losses,
+    )
+
+
+def _store_id(vfs: Vfs, store: str, losses: list[Damage]) -> bytes:
+    path = filenames.identity_path(store)
+    try:
+        found = read_identity(vfs, store)
+        if found is not None:
+            return found
+        losses.append(Damage(path, 0, 0, "the file is missing"))
+    except UnsupportedFormat:
+        raise
+    except StorageError as error:
+        losses.append(damage_of(error, path))
+    seen: Counter[bytes] = Counter()
+    for number in manifest_numbers(vfs, store):
+        walk = LogWalk(vfs, filenames.manifest_path(store, number), decoder=EDIT_DECODER, magic=MANIFEST_MAGIC)
+        walk.close()
+        seen.update([walk.header.store_id] if walk.header is not None else [])
+    for number in segment_numbers(vfs, store):
+        segment = LogWalk(vfs, filenames.segment_path(store, number), decoder=ENTRY_DECODER)
+        segment.close()
+        seen.update([segment.header.store_id] if segment.header is not None else [])
+    if not seen:
+        raise Corruption("No store id anywhere", path=path, offset=0, expected="one in any file", got="none")
+    return seen.most_common(1)[0][0]
+
+
+def _whole_manifest(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]) -> ManifestState | None:
+    path = filenames.current_path(store)
+    try:
+        number = read_current(vfs, store)
+    except StorageError as error:
+        losses.append(damage_of(error, path))
+        numbers = manifest_numbers(vfs, store)
+        if not numbers:
+            return None
+        number = numbers[-1]  # the newest: an older one is removed when the next is in force
+    path = filenames.manifest_path(store, number)
+    try:
+        return read_manifest(vfs, store, number, store_id)[0]
+    except UnsupportedFormat:
+        raise
+    except (Corruption, StoreMismatch) as error:
+        losses.append(damage_of(error, path))
+        return None
+
+
+def _from_pieces(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]) -> Evidence:
+    found = Evidence(store_id, {}, set(), segment_numbers(vfs, store), 0, 1, 1, manifest_whole=False, losses=losses)
+    known: dict[str, tuple[int, TableMeta]] = {}
+    removed: set[str] = set()
+    for number in manifest_numbers(vfs, store):
+        walk = LogWalk(vfs, filenames.manifest_path(store, number), decoder=EDIT_DECODER, magic=MANIFEST_MAGIC)
+        for step in walk.steps():
+            for edit in step.entries if isinstance(step, WalkedGroup) else ():
+                _note_edit(found, edit)
+                if isinstance(edit, TablesEdit):
+                    known.update((meta.file_name, (edit.tablet, meta)) for _, meta in edit.added)
+                    removed.update(edit.removed)
+    for name in table_names(vfs, store):
+        if name not in removed:
+            _note_table(vfs, store, found, name, known.get(name))
+    _note_log_tablets(vfs, store, found)
+    for missing in sorted(known.keys() - removed - set(table_names(vfs, store))):
+        losses.append(Damage(filenames.table_path(store, missing), 0, 0, "the table is missing"))
+    found.next_tablet = max([found.next_tablet, *(number + 1 for number in found.tablets)])
+    return found
+
+
+def _note_edit(found: Evidence, edit: Edit) -> None:
+    if isinstance(edit, CreatedEdit):
+        _tablet(found, edit.tablet).label = edit.label
+    elif isinstance(edit, DroppedEdit):
+        found.dropped.add(edit.tablet)
+        found.tablets.pop(edit.tablet, None)
+    elif isinstance(edit, FlushedEdit) and edit.tablet not in found.dropped:
+        tablet = _tablet(found, edit.tablet)
+        tablet.flushed_seqno = max(tablet.flushed_seqno, edit.seqno)
+    elif isinstance(edit, TermEdit):
+        found.term = max(found.term, edit.term)
+    elif isinstance(edit, NumbersEdit):
+        found.next_file = max(found.next_file, edit.next_file)
+        found.next_tablet = max(found.next_tablet, edit.next_tablet)
+
+
+def _note_table(vfs: Vfs, store: str, found: Evidence, name: str, known: tuple[int, TableMeta] | None) -> None:
+    number, _ = filenames.parse_table_name(name) or (0, "")
+    found.next_file = max(found.next_file, number + 1)
+    if known is not None:
+        tablet, meta = known
+    else:
+        walk = TableWalk(vfs, filenames.table_path(store, name))
+        walk.close()
+        meta = None
+        if walk.properties is not None:
+            tablet = walk.properties.tablet
+        elif len(found.tablets) == 1:
+            tablet = next(iter(found.tablets))
+        else:
+            lost = "all its rows: nothing says which tablet they are of"
+            found.losses.append(Damage(os.path.join(filenames.table_directory(store), name), 0, 0, "no owner", lost))
+            return
+    if tablet not in found.dropped:
+        _tablet(found, tablet).tables.append((name, meta))
+
+
+def _note_log_tablets(vfs: Vfs, store: str, found: Evidence) -> None:
+    """Tablets that only the log knows."""
+    for number in found.segments:
+        for step in LogWalk(vfs, filenames.segment_path(store, number), decoder=ENTRY_DECODER).steps():
+            for entry in step.entries if isinstance(step, WalkedGroup) else ():
+                if isinstance(entry, WriteEntry) and entry.tablet not in found.dropped:
+                    _tablet(found, entry.tablet)
+
+
+def _tablet(found: Evidence, number: int) -> TabletEvidence:
+    return found.tablets.setdefault(number, TabletEvidence(None))

@@ -1,0 +1,87 @@
+"""A small store on a real disk with everything in it: levels, deletes, two tablets, and rows only in the log."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import InlineSyncer
+from shardkv_node.engine.tools.damage import Damage
+from tests.node.engine.store_driver import TINY, Rows, commit, scan
+
+SMALL = replace(
+    TINY, memtable_bytes_max=16 * 1024, table_bytes_max=8 * 1024, level1_bytes_max=16 * 1024, durability="os"
+)
+
+
+@dataclass
+class Made:
+    """Where it is and what it holds, by tablet."""
+
+    path: Path
+    rows: dict[int, Rows]
+
+    def files(self, pattern: str) -> list[Path]:
+        return sorted(self.path.glob(pattern))
+
+
+def open_at(path: Path, options: Options = SMALL) -> Store:
+    return Store.open(str(path), options, post=lambda call: call(), syncer=InlineSyncer())
+
+
+def make_store(path: Path, options: Options = SMALL, *, label: bytes = b"default") -> Made:
+    """Closed, with level 0 and deeper tables, tombstones and a log that holds rows no table has."""
+    store = open_at(path, options)
+    chance = random.Random(5)
+    rows: dict[int, Rows] = {store.create_tablet(label): {}, store.create_tablet(b"7"): {}}
+    for number in range(400):
+        for tablet, model in rows.items():
+            key = b"key%03d" % chance.randrange(300)
+            value = None if chance.random() < 0.2 else b"%06d" % number * chance.randrange(1, 20)
+            commit(store, tablet, [(key, value)])
+            if value is None:
+                model.pop(key, None)
+            else:
+                model[key] = value
+        if number == 390:
+            store.flush()
+    store.close()
+    return Made(path, rows)
+
+
+def rows_of(path: Path, options: Options = SMALL) -> dict[int, Rows]:
+    """What a store holds, read through its front door."""
+    store = open_at(path, options)
+    try:
+        return {tablet: scan(store, tablet) for tablet in store.tablets}
+    finally:
+        store.close()
+
+
+def flip(path: Path, offset: int) -> None:
+    """One bit of the byte at `offset` (from the end when negative)."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def image(directory: Path) -> dict[str, bytes]:
+    """Every file and its bytes, but for the lock."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "LOCK"
+    }
+
+
+def copy_of(made: Made, to: Path) -> Made:
+    shutil.copytree(made.path, to)
+    return Made(to, made.rows)
+
+
+def places(problems: list[Damage]) -> list[tuple[str, int]]:
+    return [(problem.path, problem.offset) for problem in problems]
