@@ -67,6 +67,7 @@ class EngineSection(msgspec.Struct, frozen=True, kw_only=True):
     level1_bytes_max: Bytes = 64 * MIB
     level_multiplier: Annotated[int, msgspec.Meta(ge=2)] = 10
     disk_reserve_bytes: BytesOrNone = 256 * MIB
+    scrub_bytes_per_s: BytesOrNone = 1 * MIB
     workers: Annotated[int, msgspec.Meta(ge=0, le=1)] = 1
     open_files_max: Annotated[int, msgspec.Meta(ge=8)] = 256
     manifest_bytes_max: Bytes = 4 * MIB

@@ -421,6 +421,10 @@ class Maintenance:
         if self.on_progress is not None:
             self.on_progress()
 
+    def tables_in_force(self) -> list[TableMeta]:
+        """What every open table is. May be called from any thread: the copy is one step of the interpreter."""
+        return [table.meta for table in list(self._tables.values())]
+
     def table_counts(self) -> Iterator[tuple[int, int, int]]:
         """(level, tables, bytes) over all tablets, for every level in use."""
         depth = max((len(tablet.levels) for tablet in self._state.tablets.values()), default=0)

@@ -52,6 +52,9 @@ class Options:
     """Growth from level to level. Leave it."""
     disk_reserve_bytes: int = 256 * MIB
     """Writes are refused while the disk has less free than this, so that compaction can still run. Tests lower it."""
+    scrub_bytes_per_s: int = 1 * MIB
+    """Tables are re-read in the background at this rate, once an hour at most, and damage is reported. 0 turns it off.
+    The default reads 86 GB a day; raise it when a store is larger than that."""
     workers: int = 1
     """1: flushes and compactions run in a process of their own. 0: inside the caller, which then waits for them."""
     key_bytes_max: int = 64 * KIB
@@ -101,6 +104,7 @@ _MINIMUMS = {
     "level1_bytes_max": 1 * KIB,
     "level_multiplier": 2,
     "disk_reserve_bytes": 0,
+    "scrub_bytes_per_s": 0,
     "workers": 0,
     "key_bytes_max": 1,
     "value_bytes_max": 0,

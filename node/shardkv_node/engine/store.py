@@ -38,6 +38,7 @@ from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.merge import merge_page
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
+from shardkv_node.engine.scrub import Scrub
 from shardkv_node.engine.sequencing import sequence
 from shardkv_node.engine.source import Page
 from shardkv_node.engine.syncer import Syncer, ThreadSyncer
@@ -155,6 +156,9 @@ class Store:
             monotonic=monotonic,
             random_bytes=random_bytes,
         )
+        self.scrub = Scrub(
+            vfs, directory, bytes_per_s=options.scrub_bytes_per_s, tables=self.maintenance.tables_in_force
+        )
 
     def _start(self) -> None:
         try:
@@ -165,6 +169,7 @@ class Store:
             if len(self._closed_segments) > RECOVERED_SEGMENTS_MAX:
                 self._freeze()
             self.maintenance.schedule()
+            self.scrub.start()
         except BaseException:
             self.stop_background()
             self._close_files()
@@ -416,6 +421,7 @@ class Store:
             "cache_hits": maintenance.cache.hits,
             "cache_misses": maintenance.cache.misses,
             "poisoned": int(self.health.poisoned),
+            **self.scrub.stats(),
         }
         for level, tables, size in maintenance.table_counts():
             found[f"level{level}_tables"] = tables
@@ -423,9 +429,10 @@ class Store:
         return found
 
     def stop_background(self) -> None:
-        """End worker and sync thread. An owner whose `post` takes a lock calls it without the lock, then `close`."""
+        """End threads and worker. An owner whose `post` takes a lock calls it without the lock, then `close`."""
         self.maintenance.close()
         self._syncer.close()
+        self.scrub.close()
 
     def close(self) -> None:
         """Sync the log, end the workers, release the lock. Safe to call twice. Raises `StorageError` if the sync fails.

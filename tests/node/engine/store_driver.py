@@ -24,6 +24,7 @@ TINY = Options(
     block_cache_bytes=16 * 1024,
     manifest_bytes_max=1500,
     disk_reserve_bytes=0,
+    scrub_bytes_per_s=0,
 )
 """Flushes, compactions and manifest rolls every few writes."""
 
