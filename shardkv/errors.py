@@ -10,6 +10,7 @@
         ShardUnavailable  RouterUnavailable  MetadataUnavailable  Overloaded  Draining
       DeadlineExceeded                 the time ran out; nothing was changed by this call
       OutcomeUnknown                   a write may or may not have been applied
+      ConditionFailed                  a write's condition did not hold; nothing was changed by this call
       ProtocolError
         LocalProtocolError             we broke the protocol
         RemoteProtocolError            the peer broke it:  FrameTooLarge  VersionMismatch  ClusterMismatch
@@ -155,6 +156,15 @@ class OutcomeUnknown(ShardKVError):
     """A write was sent and no answer came back: it may or may not have been applied."""
 
     code = "outcome_unknown"
+
+
+class ConditionFailed(ShardKVError):
+    """A key did not have the version a write asked for, and nothing was changed. Read again, then decide.
+
+    `detail`: `expected` and `found`, versions, 0 for a key that does not exist.
+    """
+
+    code = "condition_failed"
 
 
 class ProtocolError(ShardKVError):

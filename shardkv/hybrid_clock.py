@@ -26,6 +26,11 @@ class HybridClock:
         self._last = max(self._last + 1, now_ms << COUNTER_BITS)
         return self._last
 
+    def time_ms(self, now_ms: int) -> int:
+        """Milliseconds since 1970 at wall time `now_ms`, never less than in any reading before."""
+        self._last = max(self._last, now_ms << COUNTER_BITS)
+        return self._last >> COUNTER_BITS
+
     def observe(self, reading: int, now_ms: int) -> None:
         """Take note of a peer's reading: later ticks are above it."""
         if self._last < reading <= (now_ms + DRIFT_MS_MAX) << COUNTER_BITS:

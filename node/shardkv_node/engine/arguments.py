@@ -8,6 +8,9 @@ from __future__ import annotations
 from shardkv.errors import InvalidArgument, InvalidKey, InvalidRange, KeyTooLarge, ValueTooLarge
 from shardkv.write_batch import Text, pack_text
 
+TTL_MS_MAX = 1 << 52
+"""140,000 years: the sum with the time now stays far inside 64 bits."""
+
 
 def pack_key(key: Text, bytes_max: int) -> bytes:
     """Raises `InvalidArgument`, `InvalidKey`, `KeyTooLarge`."""
@@ -68,6 +71,28 @@ def check_limit(limit: object) -> None:
     """Raises `InvalidArgument` unless it is None or a whole number of at least 0."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         raise InvalidArgument(f"A limit is a whole number of at least 0, not {limit!r}.")
+
+
+def check_ttl(ttl_ms: object) -> None:
+    """Raises `InvalidArgument` unless it is a whole number of milliseconds that may be added to any time of today."""
+    if not isinstance(ttl_ms, int) or isinstance(ttl_ms, bool) or not 0 < ttl_ms <= TTL_MS_MAX:
+        raise InvalidArgument(
+            f"A time to live is a whole number of milliseconds from 1 to {TTL_MS_MAX}, not {ttl_ms!r}.",
+            hint="Leave it out for a key that stays.",
+        )
+
+
+def pack_condition(key: bytes, version: object, *, if_absent: bool = False) -> tuple[bytes, int]:
+    """What `Write.conditions` takes. Raises `InvalidArgument`."""
+    if if_absent and version is not None:
+        raise InvalidArgument(
+            "A put takes if_absent or if_version, not both.", hint="A version of 0 means absent, too."
+        )
+    if if_absent:
+        return key, 0
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise InvalidArgument(f"A version is a whole number of at least 0, not {version!r}.")
+    return key, version
 
 
 def prefix_end(prefix: bytes) -> bytes | None:

@@ -20,7 +20,7 @@ import msgspec
 PUT = 1
 DELETE = 2
 DEDUPE = 3  # internal records of idempotency; reserved, not written yet
-PUT_EXPIRING = 4  # a put whose expiry column says when it ends; reserved, not written yet
+PUT_EXPIRING = 4  # a put that reads as absent once its expiry has come
 
 NO_EXPIRY = 0
 

@@ -30,7 +30,7 @@ def run_compaction(vfs: Vfs, job: CompactionJob) -> JobResult:
     try:
         runs = [SortedRun([_open(vfs, table, files) for table in run]) for run in job.runs]
         for parts in merge_rounds(runs, b"", None, reverse=False, gather_bytes=_GATHER_BYTES):
-            output.add(job.tablet, merge_newest(parts, drop_tombstones=job.drop_tombstones))
+            output.add(job.tablet, merge_newest(parts, drop_tombstones=job.drop_tombstones, now_ms=job.now_ms))
         return output.finish()
     except BaseException:
         output.abandon()

@@ -81,7 +81,7 @@ def pick_all(levels: Levels) -> CompactionTask | None:
     """One compaction of everything into the deepest level in use; None when that would change nothing."""
     deepest = max((level for level, tables in enumerate(levels) if tables), default=0)
     upper = [tables for tables in levels[:deepest] if tables]
-    if deepest > 0 and not upper and not any(table.tombstones for table in levels[deepest]):
+    if deepest > 0 and not upper and not any(table.tombstones or table.expiring for table in levels[deepest]):
         return None
     runs = [list(levels[level]) for level in range(deepest, 0, -1) if levels[level]]
     runs += [[table] for table in (levels[0] if levels else [])]

@@ -17,14 +17,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from shardkv.errors import ConfigError, InvalidArgument, ShardKVError, StoreClosed
 from shardkv.write_batch import Text, WriteBatch
-from shardkv_node.engine.arguments import check_columns, check_limit, pack_bounds, pack_key, pack_value
-from shardkv_node.engine.columns import DELETE, PUT
+from shardkv_node.engine.arguments import (
+    check_columns,
+    check_limit,
+    check_ttl,
+    pack_bounds,
+    pack_condition,
+    pack_key,
+    pack_value,
+)
+from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import RecoveryReport
 from shardkv_node.engine.source import Page
@@ -85,33 +93,77 @@ class Engine:
 
     # --- writing ---
 
-    def put(self, key: Text, value: Text) -> None:
-        """Store the value under the key, replacing what was there."""
-        self._submit(Write(self._tablet, [self._key(key)], PUT, [pack_value(value, self._value_bytes_max)]))
+    def put(
+        self,
+        key: Text,
+        value: Text,
+        *,
+        ttl_ms: int | None = None,
+        if_absent: bool = False,
+        if_version: int | None = None,
+    ) -> int:
+        """Store the value under the key, replacing what was there. Returns its version (see `get_versioned`).
 
-    def delete(self, key: Text) -> bool:
-        """Remove the key. Returns whether it existed."""
+        `ttl_ms`: the key reads as absent so many milliseconds from now; without it the key stays. `if_absent`,
+        `if_version`: write only when the key does not exist, or has this version (0: does not exist).
+        Raises `ConditionFailed` when it is otherwise.
+        """
+        packed = self._key(key)
+        write = Write(self._tablet, [packed], PUT, [pack_value(value, self._value_bytes_max)])
+        if ttl_ms is not None:
+            self._expire(write, ttl_ms)
+        if if_absent or if_version is not None:
+            write.conditions = [pack_condition(packed, if_version, if_absent=if_absent)]
+        self._submit(write)
+        return write.version
+
+    def delete(self, key: Text, *, if_version: int | None = None) -> bool:
+        """Remove the key. Returns whether it existed. `if_version`: as in `put`."""
         write = Write(self._tablet, [self._key(key)], DELETE, [b""], want_existed=True)
+        if if_version is not None:
+            write.conditions = [pack_condition(write.keys[0], if_version)]
         self._submit(write)
         return bool(write.existed and write.existed[0])
 
-    def write(self, batch: WriteBatch) -> None:
-        """Apply all operations of the batch, in order, or none. The batch stays as it is."""
+    def write(self, batch: WriteBatch, *, if_versions: Mapping[Any, int] | None = None) -> int:
+        """Apply all operations of the batch, in order, or none. Returns their version. The batch stays as it is.
+
+        `if_versions`: write only when each of these keys, in the batch or not, has this version just before
+        (0: does not exist); else `ConditionFailed` is raised. An empty batch checks nothing and returns 0.
+        """
         if not isinstance(batch, WriteBatch):
             raise InvalidArgument(f"A WriteBatch is expected, not {type(batch).__name__}.")
         if not len(batch):
             self._check_usable()
-            return
+            return 0
         keys, kinds, values = list(batch.keys), bytes(batch.kinds), list(batch.values)
         check_columns(keys, values, self._key_bytes_max, self._value_bytes_max)
-        self._submit(Write(self._tablet, keys, kinds[0] if len(set(kinds)) == 1 else kinds, values))
+        write = Write(self._tablet, keys, kinds[0] if len(set(kinds)) == 1 else kinds, values)
+        if if_versions:
+            write.conditions = [pack_condition(self._key(key), version) for key, version in if_versions.items()]
+        self._submit(write)
+        return write.version
 
-    def put_many(self, items: Iterable[tuple[Text, Text]] | dict[Any, Any]) -> None:
-        """Store all pairs as one atomic batch."""
+    def put_many(self, items: Iterable[tuple[Text, Text]] | dict[Any, Any], *, ttl_ms: int | None = None) -> int:
+        """Store all pairs as one atomic batch. Returns their version. `ttl_ms`: as in `put`, for all of them."""
         batch = WriteBatch()
         for key, value in items.items() if isinstance(items, dict) else items:
             batch.put(key, value)
-        self.write(batch)
+        if ttl_ms is None or not len(batch):
+            return self.write(batch)
+        check_columns(batch.keys, batch.values, self._key_bytes_max, self._value_bytes_max)
+        write = Write(self._tablet, batch.keys, PUT, batch.values)
+        self._expire(write, ttl_ms)
+        self._submit(write)
+        return write.version
+
+    def _expire(self, write: Write, ttl_ms: int) -> None:
+        """Have all operations of the write, which are puts, end so many milliseconds from now."""
+        check_ttl(ttl_ms)
+        self._check_usable()
+        with self._mutex:
+            write.expiries = self._store.time_ms() + ttl_ms
+        write.kinds = PUT_EXPIRING
 
     # --- reading ---
 
@@ -121,6 +173,17 @@ class Engine:
         self._check_usable()
         with self._mutex:
             return self._store.get(self._tablet, packed)
+
+    def get_versioned(self, key: Text) -> tuple[bytes, int] | None:
+        """(value, version), or None when the key does not exist.
+
+        A version is a whole number above 0. Each write has one, the same for all keys of a batch; later writes have
+        greater ones. Give it to `put`, `delete` or `write` to write only if nobody else has meanwhile.
+        """
+        packed = self._key(key)
+        self._check_usable()
+        with self._mutex:
+            return self._store.get_versioned(self._tablet, packed)
 
     def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
         """A value or None for each key, in the order asked; all from one moment."""

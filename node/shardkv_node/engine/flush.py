@@ -13,6 +13,7 @@ from operator import itemgetter
 
 from shardkv_node.engine.columns import Columns, collapse, expand_u64, make_version, pack_u64
 from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.job import FlushJob, JobResult
 from shardkv_node.engine.log_reader import read_entries
 from shardkv_node.engine.merge import newest_rows
@@ -35,7 +36,7 @@ def run_flush(vfs: Vfs, job: FlushJob) -> JobResult:
     try:
         gathered = _gather(vfs, job)
         for tablet in sorted(gathered):
-            gathered.pop(tablet).write_to(output, tablet)
+            gathered.pop(tablet).write_to(output, tablet, job.now_ms)
         return output.finish()
     except BaseException:
         output.abandon()
@@ -107,7 +108,7 @@ class _TabletRows:
             self._values = list(map(self._values.__getitem__, rows))
         self._settle_at = max(_SETTLE_ROWS, 2 * len(self._keys))
 
-    def write_to(self, output: TableOutput, tablet: int) -> None:
+    def write_to(self, output: TableOutput, tablet: int, now_ms: int) -> None:
         keys, rows = newest_rows(self._keys)
         self._keys = []
         for low in range(0, len(keys), _WRITE_ROWS):
@@ -116,14 +117,12 @@ class _TabletRows:
                 picked = picked * 2  # itemgetter of one index gives no tuple; the slices below drop the second
             pick = itemgetter(*picked)
             n = min(_WRITE_ROWS, len(keys) - low)
-            output.add(
-                tablet,
-                Columns(
-                    keys[low : low + n],
-                    collapse(bytes(pick(self._kinds)[:n]), 1),
-                    collapse(pack_u64(pick(self._versions)[:n]), 8),
-                    collapse(pack_u64(pick(self._expiries)[:n]), 8),
-                    list(pick(self._values)[:n]),
-                ),
+            columns = Columns(
+                keys[low : low + n],
+                collapse(bytes(pick(self._kinds)[:n]), 1),
+                collapse(pack_u64(pick(self._versions)[:n]), 8),
+                collapse(pack_u64(pick(self._expiries)[:n]), 8),
+                list(pick(self._values)[:n]),
             )
+            output.add(tablet, end_expired(columns, now_ms))
         output.end_tablet()

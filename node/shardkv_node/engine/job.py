@@ -48,6 +48,8 @@ class FlushJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=1
     options: TableOptions
     superseded_terms: list[int] = []
     """Terms whose writes are void; empty while there is one replica."""
+    now_ms: int = 0
+    """Rows whose expiry is not after it become deletes. Milliseconds since 1970 of the store's clock."""
 
 
 class CompactionInput(msgspec.Struct, array_like=True, frozen=True):
@@ -67,6 +69,8 @@ class CompactionJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, 
     drop_tombstones: bool
     """Nothing older than these runs can hold one of their keys."""
     options: TableOptions
+    now_ms: int = 0
+    """As in `FlushJob`."""
 
 
 Job = FlushJob | CompactionJob

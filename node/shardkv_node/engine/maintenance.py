@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shardkv.errors import Corruption, ShardKVError, StorageError
+from shardkv.hybrid_clock import COUNTER_BITS
 from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
 from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all
 from shardkv_node.engine.dismantling import Dismantler
+from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.health import Health
 from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan, TableOptions
 from shardkv_node.engine.job_runner import JobRunner, Outcome
@@ -235,6 +237,7 @@ class Maintenance:
             segments=[SegmentSpan(filenames.segment_path(self._directory, n), end) for n, end in generation.segments],
             tablets={n: (self._state.tablets[n].flushed_seqno, upto) for n, upto in live.items()},
             options=self._table_options(self._options.upper_compression),
+            now_ms=self._clock() >> COUNTER_BITS,
         )
         self._runner.submit(job, lambda outcome: self._flush_ended(generation, job, outcome))
 
@@ -288,7 +291,7 @@ class Maintenance:
         try:
             for number in sorted(set(generation.memtables) & set(self._tablets)):
                 for rows in generation.memtables[number].chunks(b"", None, reverse=False):
-                    output.add(number, rows)
+                    output.add(number, end_expired(rows, job.now_ms))
                 output.end_tablet()
             return output.finish()
         except BaseException:
@@ -326,6 +329,7 @@ class Maintenance:
             ],
             drop_tombstones=task.bottommost,
             options=self._table_options(codec),
+            now_ms=self._clock() >> COUNTER_BITS,
         )
         self._runner.submit(job, lambda outcome: self._compaction_ended(number, task, outcome))
 

@@ -16,7 +16,7 @@ there step by step, and from then on each write feeds its share, so that no late
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 
@@ -192,12 +192,14 @@ def cell_version(cell: bytes) -> int:
     return int.from_bytes(cell[1:9], "big")
 
 
-def cell_value(cell: bytes) -> bytes | None:
-    """The value, or None when the cell says that the key does not exist."""
+def cell_value(cell: bytes, clock: Callable[[], int]) -> bytes | None:
+    """The value, or None when the cell says that the key does not exist. `clock`: asked for the time if it matters."""
     kind = cell[0]
     if kind == PUT:
         return cell[CELL_HEADER_BYTES:]
-    return cell[EXPIRING_HEADER_BYTES:] if kind == PUT_EXPIRING else None
+    if kind == PUT_EXPIRING and int.from_bytes(cell[9:17], "big") > clock():
+        return cell[EXPIRING_HEADER_BYTES:]
+    return None
 
 
 def pack_cells(kinds: int | bytes, version: int, expiries: int | bytes, values: Sequence[bytes]) -> list[bytes]:

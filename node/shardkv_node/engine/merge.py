@@ -28,6 +28,7 @@ from shardkv_node.engine.columns import (
     expand_u64,
     pack_u64,
 )
+from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.source import Page, Source
 
 ROWS_EXAMINED_MAX = 16 * 1024
@@ -54,15 +55,15 @@ def take(columns: Columns, rows: Sequence[int], keys: list[bytes] | None = None)
     )
 
 
-def merge_newest(runs: Sequence[Columns], *, drop_tombstones: bool) -> Columns:
-    """One row per key of all runs (oldest first), ascending: the newest one.
+def merge_newest(runs: Sequence[Columns], *, drop_tombstones: bool, now_ms: int = 0) -> Columns:
+    """One row per key of all runs (oldest first), ascending: the newest one. What ended by `now_ms` becomes a delete.
 
     `drop_tombstones`: leave deletes out; right only when no older row of these keys can be anywhere else.
     """
     runs = [run for run in runs if run.keys]
     if not runs:
         return EMPTY
-    merged = runs[0] if len(runs) == 1 else _merge_runs(runs)
+    merged = end_expired(runs[0] if len(runs) == 1 else _merge_runs(runs), now_ms)
     return without_tombstones(merged) if drop_tombstones else merged
 
 
@@ -181,12 +182,14 @@ def merge_page(
     limit: int | None,
     bytes_max: int,
     keys_only: bool,
+    now_ms: int = 0,
 ) -> Page:
     """The next live rows of [start, stop), newest first wins, and the frontier up to which they are all (see `Page`).
 
     `sources`: oldest first. `limit`: at most so many rows (None: no limit). `bytes_max`: the page ends before the row
     that would take keys and values over it, but holds at least one row. It also ends, maybe empty, after
     `ROWS_EXAMINED_MAX` rows. With `keys_only` values are neither returned nor counted. In a reverse page keys descend.
+    Rows that ended by `now_ms` are not live.
     """
     page = Page([], [], None)
     if limit is not None and limit < 1:
@@ -195,6 +198,7 @@ def merge_page(
         return page
     room_bytes, examined = bytes_max, 0
     for parts in merge_rounds(sources, start, stop, reverse=reverse):
+        parts = [end_expired(part, now_ms) if part.expiries else part for part in parts]
         keys, values = _live_rows(parts, reverse=reverse, keys_only=keys_only)
         found = len(keys)
         if limit is not None and found > limit - len(page.keys):

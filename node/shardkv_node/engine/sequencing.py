@@ -1,58 +1,101 @@
-"""Sequencing: gives the writes of a group their sequence numbers, answers `want_existed`, and makes their log entries.
+"""Sequencing: gives the writes of a group their sequence numbers, judges their conditions, answers `want_existed`, and
+makes their log entries.
 
-Pure: nothing is changed but the writes' own result fields, so a group that cannot be logged leaves no trace.
+Pure: nothing is changed but `Write.existed`, so a group that cannot be logged leaves no trace. Conditions and `existed`
+are judged against what is applied and what stands earlier in the group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from shardkv.errors import InvalidArgument, StorageError
-from shardkv_node.engine.columns import NO_EXPIRY, PUT, SEQNO_MAX
+from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, StorageError
+from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
 from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.write import Write
 
+Accepted = list[tuple[Write, Tablet]]
+Refused = list[tuple[Write, ShardKVError]]
+_Pending = dict[bytes, int]
+"""The version each key has after what stands earlier in the group; 0: it does not exist."""
+
 
 def sequence(
-    writes: Sequence[Write], tablets: Mapping[int, Tablet], term: int
-) -> tuple[list[tuple[Write, Tablet]], list[WriteEntry]]:
-    """The writes that can be taken, each with its tablet, and their log entries, in order.
+    writes: Sequence[Write], tablets: Mapping[int, Tablet], term: int, clock: Callable[[], int]
+) -> tuple[Accepted, Refused, list[WriteEntry]]:
+    """The writes that are taken, each with its tablet; those that are not, and why; the log entries of the former.
 
-    A write that cannot be taken gets its `error`. Sequence numbers of a tablet follow its `last_seqno` without a gap.
-    `existed` is judged against what is applied and what stands earlier in the group.
+    All in order. Sequence numbers of a tablet follow its `last_seqno` without a gap. `clock`: milliseconds since 1970.
     """
-    accepted: list[tuple[Write, Tablet]] = []
+    accepted: Accepted = []
+    refused: Refused = []
     entries: list[WriteEntry] = []
     next_seqnos: dict[int, int] = {}
-    pending: dict[int, dict[bytes, bool]] | None = {} if any(write.want_existed for write in writes) else None
+    judging = any(write.want_existed or write.conditions for write in writes)
+    pending: dict[int, _Pending] = {}
     for write in writes:
         number = write.tablet
         tablet = tablets.get(number)
         if tablet is None:
-            write.error = InvalidArgument(f"This store has no tablet {number}.", detail={"tablet": number})
+            refused.append((write, InvalidArgument(f"This store has no tablet {number}.", detail={"tablet": number})))
             continue
         seqno = next_seqnos.get(number, tablet.last_seqno) + 1
         if seqno > SEQNO_MAX:
-            write.error = StorageError(f"Tablet {number} has used up its {SEQNO_MAX} sequence numbers.")
+            refused.append((write, StorageError(f"Tablet {number} has used up its {SEQNO_MAX} sequence numbers.")))
             continue
+        if judging:
+            known = pending.setdefault(number, {})
+            failure = _failed_condition(write, tablet, known) if write.conditions else None
+            if failure is not None:
+                refused.append((write, failure))
+                continue
+            _note_outcome(write, tablet, known, make_version(term, seqno), clock)
         next_seqnos[number] = seqno
-        if pending is not None:
-            _note_existed(write, tablet, pending.setdefault(number, {}))
-        entries.append(WriteEntry(number, term, seqno, write.token, write.keys, write.kinds, NO_EXPIRY, write.values))
+        entries.append(
+            WriteEntry(number, term, seqno, write.token, write.keys, write.kinds, write.expiries, write.values)
+        )
         accepted.append((write, tablet))
-    return accepted, entries
+    return accepted, refused, entries
 
 
-def _note_existed(write: Write, tablet: Tablet, pending: dict[bytes, bool]) -> None:
-    """Fill in `existed` from `pending` (earlier in the group) and the tablet, and note what the write leaves behind."""
-    kinds = write.kinds
-    each = [kinds] * len(write.keys) if isinstance(kinds, int) else kinds
+def _failed_condition(write: Write, tablet: Tablet, pending: _Pending) -> ConditionFailed | None:
+    """The first condition that does not hold."""
+    for key, expected in write.conditions:
+        found = pending.get(key)
+        if found is None:
+            found = tablet.version_of(key)
+        if found != expected:
+            return ConditionFailed(
+                f"The key {key[:40]!r} {_has(found)}; the write asked that it {_has(expected)}. Nothing was written.",
+                detail={"expected": expected, "found": found},
+                hint="Read it again and decide anew.",
+            )
+    return None
+
+
+def _has(version: int) -> str:
+    return f"has version {version}" if version else "does not exist"
+
+
+def _note_outcome(write: Write, tablet: Tablet, pending: _Pending, version: int, clock: Callable[[], int]) -> None:
+    """Fill in `existed` if wanted, and note in `pending` what the write leaves behind."""
+    n = len(write.keys)
+    kinds = expand_kinds(write.kinds, n)
+    versions = [0 if kind == DELETE else version for kind in kinds]
+    if PUT_EXPIRING in kinds:
+        now_ms = clock()
+        expiries = expand_u64(write.expiries, n)
+        versions = [
+            0 if kind == PUT_EXPIRING and expiry <= now_ms else outcome
+            for kind, expiry, outcome in zip(kinds, expiries, versions, strict=True)
+        ]
+    if not write.want_existed:
+        pending.update(zip(write.keys, versions, strict=True))
+        return
     existed = []
-    for key, kind in zip(write.keys, each, strict=True):
-        if write.want_existed:
-            before = pending.get(key)
-            existed.append(tablet.get(key) is not None if before is None else before)
-        pending[key] = kind == PUT
-    if write.want_existed:
-        write.existed = existed
+    for key, after in zip(write.keys, versions, strict=True):
+        before = pending.get(key)
+        existed.append(tablet.get(key) is not None if before is None else before > 0)
+        pending[key] = after
+    write.existed = existed

@@ -130,7 +130,7 @@ class Store:
         self._monotonic = monotonic
         self._clock = HybridClock(found.log.hlc)
         self._tablets = {
-            number: Tablet(number, tablet.label, found.last_seqnos[number], found.memtables[number])
+            number: Tablet(number, tablet.label, found.last_seqnos[number], found.memtables[number], clock=self.time_ms)
             for number, tablet in found.state.tablets.items()
         }
         self._closed_segments = found.segments
@@ -187,7 +187,7 @@ class Store:
         self._require_open()
         number = self._state.next_tablet
         self.maintenance.commit([CreatedEdit(number, label, (self._log.number, self._log.offset))])
-        self._tablets[number] = Tablet(number, label, 0, Memtable())
+        self._tablets[number] = Tablet(number, label, 0, Memtable(), clock=self.time_ms)
         return number
 
     def drop_tablet(self, number: int) -> None:
@@ -227,8 +227,9 @@ class Store:
     def log_group(self, writes: Sequence[Write]) -> Group:
         """Sequence the writes and log them as one group. Not yet synced, not yet visible.
 
-        A write to an unknown tablet gets its `error` and is left out. Raises what `write_refusal` says, or
-        `StorageError` when the log failed (the store is poisoned then), or `InvalidArgument` for a group too large.
+        A write to an unknown tablet, or one whose conditions do not hold, is left out; `apply_group` tells it.
+        Raises what `write_refusal` says, or `StorageError` when the log failed (the store is poisoned then), or
+        `InvalidArgument` for a group too large.
         Requires: the group before is applied, or was failed.
         """
         refusal = self.write_refusal()
@@ -236,7 +237,7 @@ class Store:
             raise refusal
         self._require_idle()
         self._make_room()
-        accepted, entries = sequence(writes, self._tablets, self.term)
+        accepted, refused, entries = sequence(writes, self._tablets, self.term, self.time_ms)
         if entries:
             try:
                 self._log.append(entries, self._tick())
@@ -245,7 +246,7 @@ class Store:
         for write, tablet in accepted:
             tablet.last_seqno += 1
             write.version = make_version(self.term, tablet.last_seqno)
-        group = Group(writes, accepted, self._log.offset)
+        group = Group(writes, accepted, refused, self._log.offset)
         self._in_flight = group
         return group
 
@@ -256,9 +257,11 @@ class Store:
         for write, tablet in group.accepted:
             memtable = tablet.active
             before = memtable.resident_bytes
-            memtable.apply(write.keys, write.kinds, write.version, write.values)
+            memtable.apply(write.keys, write.kinds, write.version, write.values, write.expiries)
             self._active_bytes += memtable.resident_bytes - before
             write.applied = True
+        for write, error in group.refused:
+            write.error = error
         for write in group.writes:
             if write.done is not None:
                 write.done(write)
@@ -342,6 +345,10 @@ class Store:
         """(value, version), or None when the key does not exist."""
         return self._tablet(tablet).get_versioned(key)
 
+    def time_ms(self) -> int:
+        """Milliseconds since 1970, by the clock that expiries are judged by: it never goes back, nor behind the log."""
+        return self._clock.time_ms(self._now_ms())
+
     def ready_to_scan(self, tablets: Sequence[int]) -> bool:
         """Whether `scan_page` will take no longer than a page does: the first scan of a memtable wants its keys sorted.
 
@@ -368,7 +375,16 @@ class Store:
     ) -> Page:
         """The next live rows of [start, stop) over all these tablets, merged, and how far they cover it (`Page`)."""
         sources = [source for number in tablets for source in self._tablet(number).sources()]
-        return merge_page(sources, start, stop, reverse=reverse, limit=limit, bytes_max=bytes_max, keys_only=keys_only)
+        return merge_page(
+            sources,
+            start,
+            stop,
+            reverse=reverse,
+            limit=limit,
+            bytes_max=bytes_max,
+            keys_only=keys_only,
+            now_ms=self.time_ms(),
+        )
 
     # --- maintenance and end ---
 

@@ -7,7 +7,7 @@ So a read stops at the first part that knows the key, and a delete found there m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
@@ -15,15 +15,17 @@ from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.source import Source
 from shardkv_node.engine.table_reader import Table
 
-_LIVE = frozenset({PUT, PUT_EXPIRING})
-
 
 class Tablet:
     """Read by `Store`; written by `Store` (memtables, seqno) and `Maintenance` (frozen, levels)."""
 
-    __slots__ = ("active", "frozen", "label", "last_seqno", "level0", "number", "sorted_levels")
+    __slots__ = ("_clock", "active", "frozen", "label", "last_seqno", "level0", "number", "sorted_levels")
 
-    def __init__(self, number: int, label: bytes, last_seqno: int, active: Memtable) -> None:
+    def __init__(
+        self, number: int, label: bytes, last_seqno: int, active: Memtable, *, clock: Callable[[], int]
+    ) -> None:
+        """`clock`: milliseconds since 1970, never going back; asked only where a row has an expiry."""
+        self._clock = clock
         self.number = number
         self.label = label
         self.last_seqno = last_seqno
@@ -40,7 +42,7 @@ class Tablet:
         """The value, or None when the key does not exist."""
         cell = self._cell(key)
         if cell is not None:
-            return cell_value(cell)
+            return cell_value(cell, self._clock)
         found = self._find_in_tables(key)
         return None if found is None else found[0]
 
@@ -48,9 +50,14 @@ class Tablet:
         """(value, version), or None when the key does not exist."""
         cell = self._cell(key)
         if cell is not None:
-            value = cell_value(cell)
+            value = cell_value(cell, self._clock)
             return None if value is None else (value, cell_version(cell))
         return self._find_in_tables(key)
+
+    def version_of(self, key: bytes) -> int:
+        """The version of the key's value; 0 when the key does not exist."""
+        found = self.get_versioned(key)
+        return 0 if found is None else found[1]
 
     def sources(self) -> Iterator[Source]:
         """All parts, oldest first."""
@@ -94,5 +101,8 @@ class Tablet:
             found = part.find(key)
             if found is not None:
                 columns, row = found
-                return (columns.values[row], columns.version(row)) if columns.kind(row) in _LIVE else None
+                kind = columns.kind(row)
+                if kind == PUT or (kind == PUT_EXPIRING and columns.expiry(row) > self._clock()):
+                    return columns.values[row], columns.version(row)
+                return None
         return None

@@ -9,20 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shardkv.errors import ShardKVError
+from shardkv_node.engine.columns import NO_EXPIRY
 from shardkv_node.engine.entries import Token
 from shardkv_node.engine.tablet import Tablet
 
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """Operations on one tablet, applied in order and atomically. The caller has checked keys and values."""
+    """Operations on one tablet, applied in order and atomically. The caller has checked keys and values.
+
+    A write refused at sequencing gets its `error` together with the acknowledgements of its group, not before: what
+    it was refused for may be in the same group, and must not be told before it is durable.
+    """
 
     tablet: int
     keys: list[bytes]
     kinds: int | bytes
-    """columns.PUT or columns.DELETE: one for all operations, or one byte each."""
+    """columns.PUT, PUT_EXPIRING or DELETE: one for all operations, or one byte each."""
     values: list[bytes]
     """One per key; b"" where the kind is DELETE."""
+    expiries: int | bytes = NO_EXPIRY
+    """As in `Columns`: when each PUT_EXPIRING ends, `NO_EXPIRY` for all other kinds."""
+    conditions: Sequence[tuple[bytes, int]] = ()
+    """(key, version) pairs: the write is refused with `ConditionFailed` unless each of these keys has this version
+    just before it; 0: unless the key does not exist. The keys need not be among those written."""
     token: Token | None = None
     want_existed: bool = False
     done: Callable[[Write], None] | None = None
@@ -39,9 +50,11 @@ class Write:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Writes logged together. `accepted` leaves out those that were refused at sequencing."""
+    """Writes logged together."""
 
     writes: Sequence[Write]
     accepted: list[tuple[Write, Tablet]]
+    refused: list[tuple[Write, ShardKVError]]
+    """Those that were not logged, and why."""
     end_offset: int
     """Of the group in its segment: synced up to here means durable."""

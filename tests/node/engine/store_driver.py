@@ -70,6 +70,11 @@ def commit(store: Store, tablet: int, operations: list[tuple[bytes, bytes | None
         [value or b"" for _, value in operations],
         want_existed=True,
     )
+    return commit_write(store, write)
+
+
+def commit_write(store: Store, write: Write) -> Write:
+    """The write through all its stages; look at its `error` when it has conditions."""
     group = store.log_group([write])
     errors: list[Exception | None] = []
     store.sync_group(group, errors.append)

@@ -66,7 +66,11 @@ def compare_with_a_dict(
     assert len(memtable) == len(model)
     for key, (kind, version, value) in model.items():
         cell = memtable.get(key) or b""
-        assert (cell[0], cell_version(cell), cell_value(cell)) == (kind, version, value if kind == PUT else None)
+        assert (cell[0], cell_version(cell), cell_value(cell, lambda: 0)) == (
+            kind,
+            version,
+            value if kind == PUT else None,
+        )
     while memtable.dismantle():
         pass
     assert not len(memtable)
@@ -93,7 +97,7 @@ def test_cells_carry_kind_version_value_and_expiry() -> None:
     memtable.apply([b"brief"], PUT_EXPIRING, 1 << 40 | 6, [b"soon"], pack_u64([1234]))
     cells = {key: memtable.get(key) for key in (b"put", b"gone", b"twice", b"brief", b"nothing")}
     assert cells[b"nothing"] is None
-    values = {key: cell_value(cell) for key, cell in cells.items() if cell is not None}
+    values = {key: cell_value(cell, lambda: 0) for key, cell in cells.items() if cell is not None}
     assert values == {b"put": b"v", b"gone": None, b"twice": b"new", b"brief": b"soon"}
     assert cell_version(cells[b"put"] or b"") == 1 << 40 | 5
     (chunk,) = memtable.chunks(b"", None, reverse=False)
