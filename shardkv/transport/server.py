@@ -123,17 +123,18 @@ class Server:
         """End what has taken too long: silent connections, and requests past their deadline."""
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         for connection in list(self.connections):
             connection.sweep(now)
-        self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
 
 class Connection(asyncio.Protocol):
     """One accepted connection. `peer` is None until its hello was accepted.
 
-    A request is waiting (decoded, not handed over), open (handed over, not answered) or answered. Requests wait while
-    as many are open, or as many bytes unread by the peer, as the limits allow. An open request counts with the bytes
-    it came in or those of a recent reply, whichever is more: a few bytes can ask for megabytes.
+    A request is waiting (decoded, not handed over), open (handed over, not answered), late (given up at its deadline,
+    the service still at it) or answered. The service's answer to a late one goes nowhere; only then is its id free.
+    Requests wait while as many are open, or as many bytes unread by the peer, as the limits allow. An open request
+    counts with the bytes it came in or those of a recent reply, whichever is more: a few bytes can ask for megabytes.
     """
 
     def __init__(self, server: Server) -> None:
@@ -145,6 +146,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[tuple[Request, float | None, int]] = deque()
         self._open: dict[int, tuple[int, float | None, int]] = {}
         self._open_bytes = 0
+        self._late: set[int] = set()
         self._replies: list[Reply] = []
         self._reply_bytes = 0
         self._reply_bytes_usual = limits.bytes_in_flight_max // OPEN_AT_FIRST
@@ -160,8 +162,9 @@ class Connection(asyncio.Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests not answered yet, and replies not sent yet."""
-        return len(self._waiting) + len(self._open) + len(self._replies)
+        """Requests not answered yet, and replies not sent yet, be it in part."""
+        unsent = self._transport is not None and self._transport.get_write_buffer_size() > 0
+        return len(self._waiting) + len(self._open) + len(self._replies) + unsent
 
     @property
     def closed(self) -> bool:
@@ -177,13 +180,17 @@ class Connection(asyncio.Protocol):
         `size_bytes`: about how large it is, when it may be large: large replies are sent at once, so that few of them
         are in memory twice.
         """
-        if self._open.get(request_id) is not None:
+        if request_id in self._open:
             self._answer(Reply(request_id, OK, payload), size_bytes)
+        else:
+            self._late.discard(request_id)
 
     def fail(self, request_id: int, error: ShardKVError) -> None:
         """Answer a request with an error."""
-        if self._open.get(request_id) is not None:
+        if request_id in self._open:
             self._answer(error_reply(request_id, error))
+        else:
+            self._late.discard(request_id)
 
     def close(self) -> None:
         """Send what is due and close."""
@@ -269,11 +276,13 @@ class Connection(asyncio.Protocol):
         self._adjust_reading()
 
     def _hand_over(self, request: Request, deadline: float | None, size: int) -> None:
-        if request.id in self._open:
+        if request.id in self._open or request.id in self._late:
             raise RemoteProtocolError(f"Request id {request.id} is used twice at once.")
         self._open[request.id] = (size, deadline, request.op)
         self._open_bytes += size
         try:
+            if deadline is not None and deadline <= self._loop.time():
+                raise DeadlineExceeded("The deadline passed before the request was begun.")
             self._dispatch(request, deadline)
         except RemoteProtocolError:
             raise
@@ -384,6 +393,8 @@ class Connection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Called by the server about once a second: ends what has taken too long."""
+        if self._transport is None or self._transport.is_closing():
+            return
         silent_ms = (now - self._heard_at) * 1000
         if self.peer is None and (now - self._began_at) * 1000 > self._limits.hello_timeout_ms:
             self._refuse(RemoteProtocolError(f"No hello came within {self._limits.hello_timeout_ms} ms."))
@@ -398,6 +409,7 @@ class Connection(asyncio.Protocol):
             self.fail(request_id, OutcomeUnknown("The write was not answered by its deadline; it may yet be applied."))
         else:
             self.fail(request_id, DeadlineExceeded("The request was not answered by its deadline."))
+        self._late.add(request_id)
 
 
 _NOT_OPEN = (0, None, 0)
