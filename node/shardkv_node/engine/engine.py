@@ -6,9 +6,6 @@
         for key, value in engine.scan(prefix="user:"):
             ...
 
-Group commit by leader: a thread that wants to write queues its write; if nobody leads, it logs and syncs everything
-queued, for all. The mutex is free during the sync, so that others read and queue meanwhile.
-
 Invariants: a call that returned is durable as the `durability` option says; the store is touched only under the
 mutex; a child made by `os.fork` can use nothing of it, since log and lock belong to the parent.
 """
@@ -21,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from shardkv.errors import ConfigError, InvalidArgument, ShardKVError, StoreClosed
+from shardkv.errors import ConfigError, InvalidArgument, StoreClosed
 from shardkv.write_batch import Text, WriteBatch
 from shardkv_node.engine.arguments import (
     check_columns,
@@ -33,21 +30,17 @@ from shardkv_node.engine.arguments import (
     pack_value,
 )
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING
+from shardkv_node.engine.group_commit import WAIT_S, GroupCommit, closed_error
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import RecoveryReport
 from shardkv_node.engine.source import Page
 from shardkv_node.engine.store import Store
-from shardkv_node.engine.syncer import attempt
 from shardkv_node.engine.vfs import Vfs
 from shardkv_node.engine.write import Write
 
 LABEL = b"default"
-GROUP_BYTES_MAX = 16 * 1024 * 1024
-"""A leader takes no more than this into one group, unless one write alone is larger."""
 PAGE_BYTES = 256 * 1024
 """What a scan reads at a time."""
-_WAIT_S = 0.5
-"""How often a waiting writer looks whether the store takes writes at all."""
 
 
 class Engine:
@@ -68,17 +61,16 @@ class Engine:
     def __init__(self, directory: str, options: Options, vfs: Vfs | None) -> None:
         self.directory = directory
         self._mutex = threading.RLock()
-        self._changed = threading.Condition(self._mutex)
+        self._progress = threading.Condition(self._mutex)
+        """Notified when background work ended."""
         self._pid = os.getpid()
-        self._queue: list[Write] = []
-        self._leading = False
         self._closed = False
-        self._interval = options.durability == "interval"
         self._key_bytes_max = options.key_bytes_max
         self._value_bytes_max = options.value_bytes_max
         with self._mutex:
             self._store = Store.open(directory, options, post=self._post, vfs=vfs)
-            self._store.on_progress = self._changed.notify_all
+            self._store.on_progress = self._progress.notify_all
+            self._commits = GroupCommit(self._store, self._mutex, self._progress)
             label_to_tablet = {label: number for number, label in self._store.tablets.items()}
             found = label_to_tablet.get(LABEL)
             self._tablet = self._store.create_tablet(LABEL) if found is None else found
@@ -304,9 +296,7 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            self._changed.notify_all()
-            while self._leading:
-                self._changed.wait()
+            self._commits.close()
         self._store.stop_background()
         with self._mutex:
             self._store.close()
@@ -316,101 +306,24 @@ class Engine:
     def _post(self, call: Callable[[], None]) -> None:
         with self._mutex:
             call()
-            self._changed.notify_all()
+            self._progress.notify_all()
 
     def _submit(self, write: Write) -> None:
-        """Queue the write and see it through, as leader or by waiting for one."""
         self._check_usable()
-        with self._mutex:
-            self._queue.append(write)
-            try:
-                while not (write.applied or write.error):
-                    if self._leading:
-                        self._changed.wait()
-                    else:
-                        self._lead()
-            except BaseException:  # an interrupted caller takes back what no group has taken yet
-                if write in self._queue:
-                    self._queue.remove(write)
-                raise
-        if write.error is not None:
-            raise write.error
-
-    def _lead(self) -> None:
-        """Log, sync and apply what is queued, up to a bound. Every write taken gets its outcome."""
-        self._leading = True
-        taken: list[Write] = []
-        try:
-            self._wait_for_room()
-            taken = self._take()
-            self._commit(taken)
-        except ShardKVError as error:
-            for write in taken or self._take():
-                write.error = error
-        except BaseException as error:  # an interrupt between log and apply: what the log holds is not known
-            for write in taken:
-                write.error = write.error or self._store.fail(error)
-            raise
-        finally:
-            self._leading = False
-            self._changed.notify_all()
-
-    def _wait_for_room(self) -> None:
-        """Return when the store does not stall, which `log_group` leaves to its caller. Raises why it will not end."""
-        store = self._store
-        while store.stalled:
-            refusal = store.write_refusal()
-            if refusal is not None:
-                raise refusal
-            self._changed.wait(_WAIT_S)
-            if self._closed:
-                break
-        if self._closed:
-            raise self._closed_error()
-
-    def _take(self) -> list[Write]:
-        queue = self._queue
-        if len(queue) > 1:
-            size = 0
-            for count, write in enumerate(queue):
-                size += sum(map(len, write.keys)) + sum(map(len, write.values))
-                if count and size > GROUP_BYTES_MAX:
-                    self._queue = queue[count:]
-                    return queue[:count]
-        self._queue = []
-        return queue
-
-    def _commit(self, writes: list[Write]) -> None:
-        """One group through all its stages. The mutex is free while the disk syncs."""
-        store = self._store
-        group = store.log_group(writes)
-        if store.sync_due():
-            target = store.sync_target()
-            self._mutex.release()
-            try:
-                problem = attempt(target.sync)
-            finally:
-                self._mutex.acquire()
-            if problem is not None:
-                raise store.fail(problem)
-            store.synced(target)
-        elif self._interval:
-            store.schedule_sync()
-        store.apply_group(group)
+        self._commits.submit(write)
 
     def _flush(self) -> None:
         """Freeze between two groups, then wait until what was frozen is in tables."""
-        while self._leading:
-            self._changed.wait()
-        self._check_usable()
         store = self._store
-        while store.maintenance.frozen and store.memory_rows:
-            self._wait_for(lambda: not store.maintenance.frozen)  # never more frozen than the options allow
-            while self._leading:
-                self._changed.wait()
-        store.flush()
         frozen = store.maintenance.frozen
-        last = frozen[-1] if frozen else None
+        while True:
+            with self._commits.paused():
+                self._check_usable()
+                if not (frozen and store.memory_rows):  # never more frozen than the options allow
+                    store.flush()
+                    last = frozen[-1] if frozen else None
+                    break
+            self._wait_for(lambda: not frozen)
         self._wait_for(lambda: last not in frozen)
 
     def _wait_for(self, met: Callable[[], bool]) -> None:
@@ -418,23 +331,20 @@ class Engine:
         store = self._store
         while not met():
             if self._closed:
-                raise self._closed_error()
+                raise closed_error(self.directory)
             problem = store.write_refusal() or store.health.background
             if problem is not None:
                 raise problem
-            self._changed.wait(_WAIT_S)
+            self._progress.wait(WAIT_S)
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise self._closed_error()
+            raise closed_error(self.directory)
         if os.getpid() != self._pid:
             raise StoreClosed(
                 f"The store at {self.directory} was opened by process {self._pid}; a forked child cannot use it.",
                 hint="Open it after the fork, in one process only, or run a node and use a client.",
             )
-
-    def _closed_error(self) -> StoreClosed:
-        return StoreClosed(f"The store at {self.directory} is closed.", hint="Open it again to use it.")
 
     def _key(self, key: Text) -> bytes:
         return pack_key(key, self._key_bytes_max)

@@ -1,0 +1,184 @@
+"""`GroupCommit`: writes of many threads go to the store in groups, one log write and one sync for all of a group.
+
+One thread leads: it logs, syncs and applies what is queued, for all, and hands the lead to the first that queued
+meanwhile. The mutex is free during the sync, so that others read and queue. Each waiting write has a lock of its own,
+its gate: a group that ends wakes the threads of that group and nobody else.
+
+Invariants:
+  - at most one thread leads; while anything is queued, somebody leads, or a pause will hand the lead on;
+  - every write that was taken from the queue gets its outcome, `applied` or `error`, before its gate opens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shardkv.errors import ShardKVError, StoreClosed
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import attempt
+from shardkv_node.engine.write import Write
+
+GROUP_BYTES_MAX = 16 * 1024 * 1024
+"""A leader takes no more than this into one group, unless one write alone is larger."""
+WAIT_S = 0.5
+"""How often one that waits for flush or compaction looks whether it will ever end."""
+
+
+class _Turn:
+    """A queued write."""
+
+    __slots__ = ("gate", "leads", "write")
+
+    def __init__(self, write: Write) -> None:
+        self.write = write
+        self.gate: threading.Lock | None = None
+        """Shut while its thread waits; None as long as that does not."""
+        self.leads = False
+        """The lead was handed to it, and it has not begun."""
+
+
+class GroupCommit:
+    """`mutex` guards the store; `progress`, a condition on it, is notified when background work ended."""
+
+    def __init__(self, store: Store, mutex: threading.RLock, progress: threading.Condition) -> None:
+        self._store = store
+        self._mutex = mutex
+        self._progress = progress
+        self._quiet = threading.Condition(mutex)
+        self._queue: list[_Turn] = []
+        self._leading = False
+        self._pauses = 0
+        self._closed = False
+        self._interval = store.options.durability == "interval"
+
+    def submit(self, write: Write) -> None:
+        """See the write through, as leader or by waiting for one; raises its error. Requires: the mutex is not held."""
+        turn = _Turn(write)
+        try:
+            with self._mutex:
+                self._queue.append(turn)
+                if not (self._leading or self._pauses):
+                    self._lead(turn)
+                if not (write.applied or write.error):
+                    turn.gate = gate = threading.Lock()
+                    gate.acquire()
+            while not (write.applied or write.error):
+                gate.acquire()
+                if turn.leads:
+                    with self._mutex:
+                        self._lead(turn)
+        except BaseException:  # an interrupted caller takes back what no group has taken yet
+            with self._mutex:
+                self._take_back(turn)
+            raise
+        if write.error is not None:
+            raise write.error
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside no group is under way, as long as the mutex is not let go. Requires: the mutex is held."""
+        self._pauses += 1
+        try:
+            while self._leading:
+                self._quiet.wait()
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._leading:
+                self._pass_on()
+
+    def close(self) -> None:
+        """Finish the group under way; what comes later or still waits gets `StoreClosed`. Requires: mutex held."""
+        self._closed = True
+        self._progress.notify_all()
+        with self.paused():
+            pass
+
+    def _lead(self, turn: _Turn) -> None:
+        """Log, sync and apply what is queued, up to a bound."""
+        taken: list[_Turn] = []
+        try:
+            self._leading = True
+            turn.leads = False
+            self._wait_for_room()
+            taken = self._take()
+            self._commit([one.write for one in taken])
+        except ShardKVError as error:
+            taken = taken or self._take()
+            for one in taken:
+                one.write.error = error
+        except BaseException as error:  # an interrupt between log and apply: what the log holds is not known
+            for one in taken:
+                one.write.error = one.write.error or self._store.fail(error)
+            self._take_back(turn)
+            raise
+        finally:
+            for one in taken:
+                if one.gate is not None:
+                    one.gate.release()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Nobody leads any more: the first in the queue shall, unless a pause wants the store for itself."""
+        self._leading = bool(self._queue) and not self._pauses
+        if self._leading:
+            heir = self._queue[0]
+            heir.leads = True
+            if heir.gate is not None:
+                heir.gate.release()
+        elif self._pauses:
+            self._quiet.notify_all()
+
+    def _take_back(self, turn: _Turn) -> None:
+        if turn in self._queue:
+            self._queue.remove(turn)
+        if turn.leads:
+            turn.leads = False
+            self._pass_on()
+
+    def _wait_for_room(self) -> None:
+        """Return when the store does not stall, which `log_group` leaves to its caller. Raises why it will not end."""
+        store = self._store
+        while not self._closed and store.stalled:
+            refusal = store.write_refusal()
+            if refusal is not None:
+                raise refusal
+            self._progress.wait(WAIT_S)
+        if self._closed:
+            raise closed_error(store.directory)
+
+    def _take(self) -> list[_Turn]:
+        queue = self._queue
+        if len(queue) > 1:
+            size = 0
+            for count, turn in enumerate(queue):
+                size += sum(map(len, turn.write.keys)) + sum(map(len, turn.write.values))
+                if count and size > GROUP_BYTES_MAX:
+                    self._queue = queue[count:]
+                    return queue[:count]
+        self._queue = []
+        return queue
+
+    def _commit(self, writes: list[Write]) -> None:
+        """One group through all its stages. The mutex is free while the disk syncs."""
+        store = self._store
+        group = store.log_group(writes)
+        if store.sync_due():
+            target = store.sync_target()
+            self._mutex.release()
+            try:
+                problem = attempt(target.sync)
+            finally:
+                self._mutex.acquire()
+            if problem is not None:
+                raise store.fail(problem)
+            store.synced(target)
+        elif self._interval:
+            store.schedule_sync()
+        store.apply_group(group)
+
+
+def closed_error(directory: str) -> StoreClosed:
+    return StoreClosed(f"The store at {directory} is closed.", hint="Open it again to use it.")

@@ -1,0 +1,130 @@
+"""Many threads, one engine: who waits is woken, a flush gets its turn, an interrupted writer leaves nobody behind."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from pathlib import Path
+
+import pytest
+
+from shardkv.errors import StoreClosed
+from shardkv_node.engine import Engine
+from tests.node.engine.test_engine import GatedVfs
+
+
+def gated_engine() -> tuple[GatedVfs, Engine]:
+    vfs = GatedVfs()
+    engine = Engine.open("/data/store", vfs=vfs, workers=0, disk_reserve_bytes=0)
+    vfs.open.clear()
+    return vfs, engine
+
+
+def queued(engine: Engine, count: int) -> None:
+    """Wait until so many writes are queued behind the one that syncs."""
+    while len(engine._commits._queue) < count:
+        pass
+
+
+class Interrupted(Exception):
+    """What the test throws into a waiting thread, as Ctrl-C would."""
+
+
+def test_an_interrupted_waiter_hands_the_lead_to_the_next() -> None:
+    vfs, engine = gated_engine()
+    seen: list[str] = []
+
+    def put(key: str) -> None:
+        try:
+            engine.put(key, "v")
+            seen.append(key)
+        except Interrupted:
+            seen.append(f"{key} interrupted")
+
+    threads = {key: threading.Thread(target=put, args=(key,)) for key in ("first", "heir", "next")}
+    threads["first"].start()
+    assert vfs.waiting.wait(10)
+    for count, key in enumerate(("heir", "next"), 1):
+        threads[key].start()
+        queued(engine, count)
+    ident = ctypes.c_ulong(threads["heir"].ident or 0)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Interrupted)) == 1
+    vfs.open.set()
+    for thread in threads.values():
+        thread.join(10)
+    assert sorted(seen) == ["first", "heir interrupted", "next"]
+    assert engine.get("next") == b"v"
+    engine.put("after", "v")
+    engine.close()
+
+
+def test_a_flush_waits_for_the_group_under_way_and_writers_go_on_after_it() -> None:
+    vfs, engine = gated_engine()
+    writers = [threading.Thread(target=engine.put, args=(f"k{n}", "v")) for n in range(4)]
+    writers[0].start()
+    assert vfs.waiting.wait(10)
+    flusher = threading.Thread(target=engine.flush)
+    flusher.start()
+    for writer in writers[1:]:
+        writer.start()
+    queued(engine, 3)
+    flusher.join(0.05)
+    assert flusher.is_alive()
+    vfs.open.set()
+    for thread in (*writers, flusher):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert engine.stats()["flushes"] == 1
+    assert list(engine.scan(keys_only=True)) == [b"k0", b"k1", b"k2", b"k3"]
+    engine.close()
+
+
+def test_writers_behind_a_close_are_all_refused() -> None:
+    vfs, engine = gated_engine()
+    refused: list[str] = []
+
+    def put(key: str) -> None:
+        try:
+            engine.put(key, "v")
+        except StoreClosed:
+            refused.append(key)
+
+    writers = [threading.Thread(target=put, args=(f"k{n}",)) for n in range(4)]
+    writers[0].start()
+    assert vfs.waiting.wait(10)
+    for writer in writers[1:]:
+        writer.start()
+    queued(engine, 3)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    closer.join(0.05)
+    vfs.open.set()
+    for thread in (*writers, closer):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sorted(refused) == ["k1", "k2", "k3"]
+
+
+@pytest.mark.parametrize("durability", ["always", "os"])
+def test_flushes_and_compactions_get_through_among_busy_writers(tmp_path: Path, durability: str) -> None:
+    engine = Engine.open(tmp_path, durability=durability, workers=0)
+    over = threading.Event()
+    counts = [0] * 8
+
+    def work(number: int) -> None:
+        while not over.is_set():
+            engine.put(b"%d-%06d" % (number, counts[number]), b"v" * 50)
+            counts[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        engine.flush()
+    engine.compact()
+    over.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sum(1 for _ in engine.scan(keys_only=True)) == sum(counts)
+    engine.close()
