@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shardkv.errors import DiskFull, InvalidArgument, StorageError
+from shardkv.errors import DiskFull, InvalidArgument, StorageError, UnsupportedFormat
 from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_ZSTD
 from shardkv_node.engine.columns import SEQNO_BITS, SEQNO_MAX, Columns, concat, expand_u64, make_version
@@ -108,6 +108,8 @@ class SalvagedTable:
                 else:
                     self._progress(step.size)
                     yield step.columns
+        except UnsupportedFormat:
+            raise
         except StorageError as error:
             self._losses.append(damage_of(error, self._path, lost="all its rows"))
 
