@@ -63,9 +63,12 @@ class EngineSection(msgspec.Struct, frozen=True, kw_only=True):
     bottom_compression: Compression = "zstd"
     filter_bits_per_key: Annotated[int, msgspec.Meta(ge=0, le=64)] = 10
     l0_compaction_trigger: Count = 4
+    l0_slow_tables: Count = 8
     l0_stall_tables: Annotated[int, msgspec.Meta(ge=2)] = 12
     level1_bytes_max: Bytes = 64 * MIB
     level_multiplier: Annotated[int, msgspec.Meta(ge=2)] = 10
+    compaction_bytes_max: Bytes = 128 * MIB
+    compaction_bytes_per_s: BytesOrNone = 0
     disk_reserve_bytes: BytesOrNone = 256 * MIB
     scrub_bytes_per_s: BytesOrNone = 1 * MIB
     workers: Annotated[int, msgspec.Meta(ge=0, le=1)] = 1

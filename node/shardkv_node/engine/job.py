@@ -7,6 +7,8 @@ store, makes its outputs part of the store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from shardkv_node.engine.table_meta import TableMeta
@@ -71,6 +73,19 @@ class CompactionJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, 
     options: TableOptions
     now_ms: int = 0
     """As in `FlushJob`."""
+    start: bytes = b""
+    """Only keys in [start, stop) are merged."""
+    stop: bytes | None = None
+    bytes_per_s: int = 0
+    """A worker writes no faster than this; 0: as fast as it can."""
+
+
+Pause = Callable[[int], None]
+"""Called by a long job every few hundred KiB with the bytes it has written so far."""
+
+
+def no_pause(written_bytes: int) -> None:
+    """Go on at once."""
 
 
 Job = FlushJob | CompactionJob

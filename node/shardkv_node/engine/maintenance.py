@@ -21,7 +21,7 @@ from shardkv.hybrid_clock import COUNTER_BITS
 from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
 from shardkv_node.engine.block_cache import BlockCache
-from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all
+from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all, replaced
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.health import Health
@@ -38,9 +38,9 @@ from shardkv_node.engine.manifest import (
     TablesEdit,
 )
 from shardkv_node.engine.memtable import Memtable
-from shardkv_node.engine.open_files import OpenFiles
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import sweep
+from shardkv_node.engine.table_files import TableFiles
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.table_output import TableOutput
 from shardkv_node.engine.table_reader import Table
@@ -73,6 +73,8 @@ class Counters:
     flushes: int = 0
     flushes_from_memory: int = 0
     compactions: int = 0
+    moves: int = 0
+    """Tables that went down a level unread."""
     job_failures: int = 0
     bytes_flushed: int = 0
     bytes_compacted: int = 0
@@ -113,17 +115,23 @@ class Maintenance:
             l0_trigger=options.l0_compaction_trigger,
             level1_bytes_max=options.level1_bytes_max,
             level_multiplier=options.level_multiplier,
+            task_bytes_max=options.compaction_bytes_max,
+            one_codec=options.upper_compression == options.bottom_compression,
         )
         self._cursors: dict[int, dict[int, bytes]] = {}
-        self._files = OpenFiles(vfs, options.open_files_max)
-        self._tables: dict[str, Table] = {}
         self._flush_running = False
         self._compaction_running = False
-        self._full_compaction_running = False
-        self._compact_all: set[int] = set()
+        self._full_compaction = False
+        """The running one is a step of what `_compact_all` asks for."""
+        self._compact_all: dict[int, bytes] = {}
+        """Tablets to be merged into one level, and the key up to which that is done."""
+        self._scheduling = self._again = False
         self._retry_at = 0.0
         self._closed = False
         self.cache = BlockCache(options.block_cache_bytes)
+        self.files = TableFiles(
+            vfs, directory, self.cache, open_files_max=options.open_files_max, on_failure=self._note_unremoved
+        )
         self.frozen: deque[Generation] = deque()
         """Oldest first."""
         self.counters = Counters()
@@ -137,9 +145,7 @@ class Maintenance:
     def open_tables(self) -> None:
         """Open every table the manifest names and give each tablet its levels. Raises `Corruption`."""
         for number, tablet in self._state.tablets.items():
-            for level in tablet.levels:
-                for meta in level:
-                    self._tables[meta.file_name] = self._open_table(meta)
+            self.files.open_all(tablet.levels)
             self._set_levels(number)
 
     def sweep(self) -> list[str]:
@@ -153,7 +159,7 @@ class Maintenance:
 
     def close_files(self) -> None:
         self._closed = True
-        self._files.close_all()
+        self.files.close_all()
         self._manifest.close()
 
     # --- the work ---
@@ -167,7 +173,7 @@ class Maintenance:
     @property
     def full_compaction_pending(self) -> bool:
         """A requested full compaction has not ended yet."""
-        return bool(self._compact_all) or self._full_compaction_running
+        return bool(self._compact_all)
 
     def add_frozen(self, generation: Generation) -> None:
         self.frozen.append(generation)
@@ -175,21 +181,43 @@ class Maintenance:
 
     def request_full_compaction(self) -> None:
         """Merge every tablet into one level, as soon as possible."""
-        self._compact_all.update(self._tablets)
+        self._compact_all = dict.fromkeys(self._tablets, b"")
         self.schedule()
 
     def schedule(self) -> None:
         """Start what is due, or do nothing. Cheap; call it any time."""
+        self._again = True
+        if self._scheduling:
+            return  # a job that ran inline ended: the loop below goes on, instead of this calling itself ever deeper
+        self._scheduling = True
+        try:
+            while self._again:
+                self._again = False
+                self._start_due()
+        finally:
+            self._scheduling = False
+
+    def _start_due(self) -> None:
         if self._closed or self._health.poisoned:
             return
         if self._health.background is not None and self._monotonic() < self._retry_at:
             return
         if self.frozen and not self._flush_running:
             self._start_flush(self.frozen[0])
-        if not self._compaction_running and not self._health.poisoned:
-            found = self._pick()
-            if found is not None:
-                self._start_compaction(*found)
+        if self._compaction_running or self._health.poisoned:
+            return
+        found = self._pick()
+        if found is not None and found[1].move:
+            self._move(*found)
+        elif found is not None:
+            self._start_compaction(*found)
+
+    def _move(self, number: int, task: CompactionTask) -> None:
+        try:
+            self._install_compaction(number, task, JobResult({}))
+            self._again = True
+        except ShardKVError as error:
+            self._note_failure(error)
 
     def commit(self, edits: Sequence[Edit]) -> None:
         """Make the edits durable, then apply them to the state. A failure poisons the store and is raised."""
@@ -209,14 +237,14 @@ class Maintenance:
 
     def forget_tablet(self, number: int, edit: DroppedEdit) -> None:
         """Commit the drop, then delete the tablet's tables."""
-        names = [meta.file_name for level in self._state.tablets[number].levels for meta in level]
         self.commit([edit])
         tablet = self._tablets.pop(number)
         for memtable in (*tablet.frozen, tablet.active):
             self._dismantler.drop(memtable)
         self._count_level0()
-        self._compact_all.discard(number)
-        self._delete_tables(names)
+        self._compact_all.pop(number, None)
+        self._cursors.pop(number, None)
+        self.files.forget(number)
 
     def _roll_manifest(self) -> None:
         old = self._manifest
@@ -265,20 +293,21 @@ class Maintenance:
                 edits.append(FlushedEdit(number, upto))
         edits += [SegmentEdit(generation.next_segment), self._numbers_after(tables)]
         self.commit(edits)
-        self._adopt(tables)
+        for run in tables.values():
+            self.files.adopt(run)
         for number, memtable in generation.memtables.items():
             if number in self._tablets:
                 self._tablets[number].frozen.remove(memtable)
                 self._set_levels(number)
                 self._dismantler.drop(memtable)
         for number in tables.keys() - self._tablets.keys():  # dropped while the job ran
-            self._delete_tables([table.meta.file_name for table in tables[number]])
+            self.files.discard([table.meta.file_name for table in tables[number]])
         self.frozen.remove(generation)
         self.counters.flushes += 1
         self.counters.bytes_flushed += sum(table.meta.size for run in tables.values() for table in run)
         self._health.background = None
         for number, _ in generation.segments:
-            self._remove(filenames.segment_path(self._directory, number))
+            self.files.remove(filenames.segment_path(self._directory, number))
 
     def _flush_from_memory(self, generation: Generation, job: FlushJob) -> JobResult:
         output = TableOutput(
@@ -301,23 +330,32 @@ class Maintenance:
     # --- compaction ---
 
     def _pick(self) -> tuple[int, CompactionTask] | None:
-        for number in sorted(self._compact_all):
-            if self.frozen:
-                break  # what is frozen belongs into the merge too
-            self._compact_all.discard(number)
-            task = pick_all(self._state.tablets[number].levels)
-            if task is not None:
-                self._full_compaction_running = True
-                return number, task
+        behind = self.most_level0_tables >= self._options.l0_slow_tables
+        return (self._pick_full() or self._pick_level()) if not behind else (self._pick_level() or self._pick_full())
+
+    def _pick_level(self) -> tuple[int, CompactionTask] | None:
         for number in self._tablets:
-            task = pick(self._state.tablets[number].levels, self._picker, self._cursors.get(number))
+            levels = self._state.tablets[number].levels
+            task = pick(levels, self._picker, self._cursors.get(number), self.files.points)
             if task is not None:
                 return number, task
+        return None
+
+    def _pick_full(self) -> tuple[int, CompactionTask] | None:
+        if self.frozen:
+            return None  # what is frozen belongs into the merge too
+        for number, start in sorted(self._compact_all.items()):
+            task = pick_all(self._state.tablets[number].levels, self._picker, start, self.files.points)
+            if task is not None:
+                self._full_compaction = True
+                return number, task
+            del self._compact_all[number]
         return None
 
     def _start_compaction(self, number: int, task: CompactionTask) -> None:
         self._compaction_running = True
         codec = self._options.bottom_compression if task.bottommost else self._options.upper_compression
+        behind = self.most_level0_tables >= self._options.l0_slow_tables
         job = CompactionJob(
             job_id=self._random_bytes(4).hex(),
             output_directory=filenames.table_directory(self._directory),
@@ -330,38 +368,50 @@ class Maintenance:
             drop_tombstones=task.bottommost,
             options=self._table_options(codec),
             now_ms=self._clock() >> COUNTER_BITS,
+            start=task.start,
+            stop=task.stop,
+            bytes_per_s=0 if behind else self._options.compaction_bytes_per_s,
         )
         self._runner.submit(job, lambda outcome: self._compaction_ended(number, task, outcome))
 
     def _compaction_ended(self, number: int, task: CompactionTask, outcome: Outcome) -> None:
-        self._compaction_running = self._full_compaction_running = False
+        self._compaction_running = False
+        full, self._full_compaction = self._full_compaction, False
         if self._closed or self._health.poisoned:
             return
         try:
             if isinstance(outcome, JobResult) or number in self._tablets:  # a dropped tablet's job may well fail
                 self._install_compaction(number, task, outcome)
+            if full and number in self._compact_all:
+                self._advance_full(number, task)
         except ShardKVError as error:
             self._note_failure(error)
         self._progress()
 
+    def _advance_full(self, number: int, task: CompactionTask) -> None:
+        if task.stop is None:
+            del self._compact_all[number]
+        else:
+            self._compact_all[number] = task.stop
+
     def _install_compaction(self, number: int, task: CompactionTask, outcome: Outcome) -> None:
         tables = self._open_outputs(outcome)
         outputs = tables.get(number, [])
+        self.files.adopt(outputs)
         if number not in self._tablets:  # dropped while the job ran
-            for table in outputs:
-                table.close()
-                self._remove(filenames.table_path(self._directory, table.meta.file_name))
+            self.files.discard([table.meta.file_name for table in outputs])
             return
-        names = [meta.file_name for meta in task.inputs]
-        added = [(task.output_level, table.meta) for table in outputs]
+        names = sorted({meta.file_name for meta in task.inputs})
+        added = replaced(self._state.tablets[number].levels, task, [table.meta for table in outputs])
         self.commit([TablesEdit(number, added, names), self._numbers_after(tables)])
-        self._adopt(tables)
         self._set_levels(number)
         self._cursors.setdefault(number, {})[task.level] = task.cursor
-        self.counters.compactions += 1
-        self.counters.bytes_compacted += sum(table.meta.size for table in outputs)
+        if task.move:
+            self.counters.moves += 1
+        else:
+            self.counters.compactions += 1
+            self.counters.bytes_compacted += sum(table.meta.size for table in outputs)
         self._health.background = None
-        self._delete_tables(names)
 
     # --- tables ---
 
@@ -373,45 +423,27 @@ class Maintenance:
             table_bytes_max=self._options.table_bytes_max,
         )
 
-    def _open_table(self, meta: TableMeta) -> Table:
-        path = filenames.table_path(self._directory, meta.file_name)
-        return Table.open(self._vfs, path, meta, self.cache, self._files)
-
     def _open_outputs(self, outcome: Outcome) -> dict[int, list[Table]]:
         """The tables a job made, opened. Raises the job's error, or what is wrong with a table."""
         if not isinstance(outcome, JobResult):
             raise outcome
-        return {number: [self._open_table(meta) for meta in metas] for number, metas in outcome.tables.items()}
+        return {number: list(map(self.files.open, metas)) for number, metas in outcome.tables.items()}
 
     def _numbers_after(self, tables: dict[int, list[Table]]) -> NumbersEdit:
         names = (filenames.parse_table_name(table.meta.file_name) for run in tables.values() for table in run)
         highest = max((name[0] for name in names if name is not None), default=0)
         return NumbersEdit(max(self._state.next_file, highest + 1), self._state.next_tablet)
 
-    def _adopt(self, tables: dict[int, list[Table]]) -> None:
-        for run in tables.values():
-            self._tables.update((table.meta.file_name, table) for table in run)
-
     def _set_levels(self, number: int) -> None:
         levels = self._state.tablets[number].levels
-        self._tablets[number].set_levels([[self._tables[meta.file_name] for meta in level] for level in levels])
+        self._tablets[number].set_levels(self.files.assign(number, levels))
         self._count_level0()
 
     def _count_level0(self) -> None:
-        self.most_level0_tables = max((len(tablet.level0) for tablet in self._tablets.values()), default=0)
+        self.most_level0_tables = max((tablet.level0_files for tablet in self._tablets.values()), default=0)
 
-    def _delete_tables(self, names: Sequence[str]) -> None:
-        for name in names:
-            table = self._tables.pop(name)
-            table.close()
-            self._remove(filenames.table_path(self._directory, name))
-
-    def _remove(self, path: str) -> None:
-        """Delete a file nothing needs any more; if the disk will not, the next open sweeps it."""
-        try:
-            self._vfs.remove(path)
-        except StorageError as error:
-            self._health.background = error
+    def _note_unremoved(self, error: StorageError) -> None:
+        self._health.background = error
 
     def _note_failure(self, error: ShardKVError) -> None:
         if self._health.poisoned:
@@ -427,7 +459,7 @@ class Maintenance:
 
     def tables_in_force(self) -> list[TableMeta]:
         """What every open table is. May be called from any thread: the copy is one step of the interpreter."""
-        return [table.meta for table in list(self._tables.values())]
+        return self.files.metas()
 
     def table_counts(self) -> Iterator[tuple[int, int, int]]:
         """(level, tables, bytes) over all tablets, for every level in use."""

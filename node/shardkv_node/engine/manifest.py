@@ -11,6 +11,9 @@ A manifest is a sequence of edits; applying them in order to an empty `ManifestS
     7 numbers    next_file, next_tablet       never given out below these
     8 segment    number                       the first log segment that is still needed
 
+Removing a table and adding it again in one edit changes its clip (`TableMeta.start`, `stop`), or moves it to another
+level. Tablets may share a table, each through a clip of its own: a file is in use while any of them names it.
+
 Types are on disk: never renumber; fields are added at the end with a default.
 
 Invariants:
@@ -180,19 +183,35 @@ def changed_levels(levels: Sequence[Sequence[TableMeta]], edit: TablesEdit) -> l
     missing = removed - {meta.file_name for level in levels for meta in level}
     if missing:
         raise ValueError(f"table {min(missing)} is removed and was never added")
-    after = [[meta for meta in level if meta.file_name not in removed] for level in levels]
-    for level, meta in edit.added:
+    pieces = [(level, meta) for level, meta in edit.added if meta.file_name in removed]
+    after = [
+        [meta for old in metas for meta in _kept(old, level, removed, pieces)] for level, metas in enumerate(levels)
+    ]
+    for level, meta in [*pieces, *((level, meta) for level, meta in edit.added if meta.file_name not in removed)]:
         if not 0 <= level < LEVELS_MAX:
             raise ValueError(f"table {meta.file_name} is added to level {level}")
         while len(after) <= level:
             after.append([])
         after[level].append(meta)
     for number, metas in enumerate(after[1:], 1):
-        metas.sort(key=lambda meta: meta.first_key)
+        metas.sort(key=lambda meta: meta.low)
         for left, right in pairwise(metas):
-            if left.last_key >= right.first_key:
+            if left.high > right.low:
                 raise ValueError(f"tables {left.file_name} and {right.file_name} overlap on level {number}")
     return after
+
+
+def _kept(meta: TableMeta, level: int, removed: set[str], pieces: list[tuple[int, TableMeta]]) -> list[TableMeta]:
+    """What stands in the place of `meta` after an edit; takes it out of `pieces`.
+
+    A table that is removed and added again at its level with other clips keeps its place: on level 0 place is age.
+    """
+    if meta.file_name not in removed:
+        return [meta]
+    stays = [piece for piece in pieces if piece[0] == level and piece[1].file_name == meta.file_name]
+    for piece in stays:
+        pieces.remove(piece)
+    return [piece for _level, piece in stays]
 
 
 class ManifestWriter:

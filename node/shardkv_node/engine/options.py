@@ -44,12 +44,19 @@ class Options:
     """0 turns filters off. Leave it unless nothing but existing keys is ever read."""
     l0_compaction_trigger: int = 4
     """Flushed tables of one tablet that start a compaction. Leave it."""
+    l0_slow_tables: int = 8
+    """Flushed tables of one tablet at which writers are slowed down, more with each further one. Leave it."""
     l0_stall_tables: int = 12
     """Flushed tables of one tablet at which writers wait for compaction. Leave it."""
     level1_bytes_max: int = 64 * MIB
     """Size of the first sorted level; each further one may hold `level_multiplier` times as much. Leave it."""
     level_multiplier: int = 10
     """Growth from level to level. Leave it."""
+    compaction_bytes_max: int = 128 * MIB
+    """What one compaction reads, about; a larger one is done in parts, each with an end of its own. Leave it."""
+    compaction_bytes_per_s: int = 0
+    """How fast compactions may write, 0 for no limit. Lower it when they disturb a slow disk; it is not kept to once
+    `l0_slow_tables` is reached, nor with `workers` = 0."""
     disk_reserve_bytes: int = 256 * MIB
     """Writes are refused while the disk has less free than this, so that compaction can still run. Tests lower it."""
     scrub_bytes_per_s: int = 1 * MIB
@@ -100,9 +107,12 @@ _MINIMUMS = {
     "table_bytes_max": 1 * KIB,
     "filter_bits_per_key": 0,
     "l0_compaction_trigger": 1,
+    "l0_slow_tables": 1,
     "l0_stall_tables": 2,
     "level1_bytes_max": 1 * KIB,
     "level_multiplier": 2,
+    "compaction_bytes_max": 1 * KIB,
+    "compaction_bytes_per_s": 0,
     "disk_reserve_bytes": 0,
     "scrub_bytes_per_s": 0,
     "workers": 0,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from shardkv_node.engine.compaction import run_compaction
 from shardkv_node.engine.flush import run_flush
-from shardkv_node.engine.job import CompactionJob, FlushJob, Job, JobResult
+from shardkv_node.engine.job import CompactionJob, FlushJob, Job, JobResult, Pause, no_pause
 from shardkv_node.engine.vfs import Vfs
 
 
-def run(vfs: Vfs, job: Job) -> JobResult:
+def run(vfs: Vfs, job: Job, pause: Pause = no_pause) -> JobResult:
     """The tables the job made, durable and verified. Raises what went wrong, and then leaves no output behind."""
     match job:
         case FlushJob():
             return run_flush(vfs, job)
         case CompactionJob():
-            return run_compaction(vfs, job)
+            return run_compaction(vfs, job, pause)

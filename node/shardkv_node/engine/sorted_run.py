@@ -6,9 +6,10 @@ a hundred tables costs a merge no more than one table does.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
+from shardkv_node.engine.clipped_table import ClippedTable
 from shardkv_node.engine.columns import Columns
 from shardkv_node.engine.table_reader import Table
 
@@ -16,26 +17,25 @@ from shardkv_node.engine.table_reader import Table
 class SortedRun:
     """A `Source` over disjoint tables. Requires: ascending by key, no two overlap."""
 
-    __slots__ = ("_last_keys", "tables")
+    __slots__ = ("_highs", "_lows", "tables")
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[Table | ClippedTable]) -> None:
         self.tables = list(tables)
-        self._last_keys = [table.meta.last_key for table in self.tables]
+        self._lows = [table.meta.low for table in self.tables]
+        self._highs = [table.meta.high for table in self.tables]
 
     def __len__(self) -> int:
         return len(self.tables)
 
     def find(self, key: bytes) -> tuple[Columns, int] | None:
         """As `Table.find`, over all tables."""
-        number = bisect_left(self._last_keys, key)
+        number = bisect_right(self._highs, key)
         return self.tables[number].find(key) if number < len(self.tables) else None
 
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """The rows with keys in [start, stop); see `Source`."""
-        low = bisect_left(self._last_keys, start)
-        high = len(self.tables)
-        if stop is not None:
-            high = min(high, bisect_left(self._last_keys, stop) + 1)
+        low = bisect_right(self._highs, start)
+        high = len(self.tables) if stop is None else bisect_left(self._lows, stop)
         tables = self.tables[low:high]
         for table in reversed(tables) if reverse else tables:
             yield from table.chunks(start, stop, reverse=reverse)

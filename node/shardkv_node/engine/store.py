@@ -430,6 +430,7 @@ class Store:
             "flushes": counters.flushes,
             "flushes_from_memory": counters.flushes_from_memory,
             "compactions": counters.compactions,
+            "moves": counters.moves,
             "job_failures": counters.job_failures,
             "bytes_flushed": counters.bytes_flushed,
             "bytes_compacted": counters.bytes_compacted,

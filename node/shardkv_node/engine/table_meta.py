@@ -30,3 +30,35 @@ class TableMeta(msgspec.Struct, array_like=True, frozen=True):
     """Rows with an expiry."""
     raw_bytes: int
     """Keys and values, before compression."""
+    start: bytes = b""
+    """A clip: of the file, only rows with keys in [start, stop) belong to the tablet. Counts are of the whole file."""
+    stop: bytes | None = None
+    """None: no clip at this end."""
+
+    @property
+    def low(self) -> bytes:
+        """No row that counts is below it."""
+        return max(self.first_key, self.start)
+
+    @property
+    def high(self) -> bytes:
+        """Every row that counts is below it."""
+        return self.last_key + b"\0" if self.stop is None else min(self.last_key + b"\0", self.stop)
+
+    @property
+    def clipped(self) -> bool:
+        """Rows of the file may lie outside the clip."""
+        return self.start > self.first_key or (self.stop is not None and self.stop <= self.last_key)
+
+    def clip(self, start: bytes, stop: bytes | None) -> TableMeta | None:
+        """The same file seen through a narrower clip, or None when no row can be left."""
+        start = max(start, self.start)
+        stop = self.stop if stop is None else stop if self.stop is None else min(stop, self.stop)
+        narrowed = msgspec.structs.replace(self, start=start, stop=stop)
+        return narrowed if narrowed.low < narrowed.high else None
+
+    def without(self, start: bytes, stop: bytes | None) -> list[TableMeta]:
+        """What is left of the file outside [start, stop): at most two pieces, in key order."""
+        below = self.clip(b"", start)
+        above = None if stop is None else self.clip(stop, None)
+        return [piece for piece in (below, above) if piece is not None]

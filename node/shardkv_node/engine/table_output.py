@@ -36,7 +36,13 @@ class TableOutput:
         self._writer: TableWriter | None = None
         self._tablet = 0
         self._finished: list[str] = []
+        self._finished_bytes = 0
         self._tables: dict[int, list[TableMeta]] = {}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tables so far."""
+        return self._finished_bytes + (self._writer.stored_bytes if self._writer is not None else 0)
 
     def add(self, tablet: int, rows: Columns) -> None:
         """Rows of this tablet, ascending and above what was added for it before."""
@@ -63,6 +69,7 @@ class TableOutput:
         if self._writer is None:
             return
         meta = self._writer.finish()
+        self._finished_bytes += meta.size
         self._finished.append(os.path.join(self._directory, meta.file_name))
         self._tables.setdefault(self._tablet, []).append(meta)
         self._writer = None

@@ -172,6 +172,13 @@ class Table:
                 elif first < end:
                     yield columns.slice(first, end)
 
+    def points(self) -> Iterator[tuple[bytes, int]]:
+        """Where the bytes of the file lie, from the top index alone: the last key of each partition and its size."""
+        end = 0
+        for last_key, offset, size in zip(self._last_keys, self._offsets, self._sizes, strict=True):
+            yield last_key, offset + size - end
+            end = offset + size
+
     def verify(self) -> None:
         """Re-read the file and check every checksum, the order of the keys and the counts. Raises `Corruption`."""
         verify_file(self._files, self.path, self.meta)
@@ -272,8 +279,8 @@ class Table:
         """The properties must be those of the manifest: else the file is another table's."""
         if not len(self._last_keys) == len(self._offsets) == len(self._sizes) > 0:
             raise self._wrong("The index of a table does not add up", offset, "equal lengths", "others")
-        expected = msgspec.structs.astuple(self.meta)[3:]
-        got = msgspec.structs.astuple(self.properties)[: len(expected)]
+        got = msgspec.structs.astuple(self.properties)[:-1]
+        expected = msgspec.structs.astuple(self.meta)[3 : 3 + len(got)]
         if expected != got:
             raise self._wrong("A table is not the one the manifest names", offset, expected, got)
 

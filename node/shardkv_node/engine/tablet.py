@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from shardkv_node.engine.clipped_table import ClippedTable
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
 from shardkv_node.engine.sorted_run import SortedRun
@@ -33,7 +34,7 @@ class Tablet:
         self.active = active
         self.frozen: list[Memtable] = []
         """Oldest first."""
-        self.level0: list[Table] = []
+        self.level0: list[Table | ClippedTable] = []
         """Oldest first; they may overlap."""
         self.sorted_levels: list[SortedRun] = []
         """Levels 1, 2... Disjoint tables inside a level."""
@@ -73,12 +74,17 @@ class Tablet:
         self.active = Memtable(ordered=frozen.ordered)
         return frozen
 
-    def set_levels(self, levels: Sequence[Sequence[Table]]) -> None:
+    def set_levels(self, levels: Sequence[Sequence[Table | ClippedTable]]) -> None:
         """Level 0 oldest first, the others in key order."""
         self.level0 = list(levels[0]) if levels else []
         self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
 
-    def tables(self) -> Iterator[Table]:
+    @property
+    def level0_files(self) -> int:
+        """Flushes not yet compacted: pieces of one file count once."""
+        return len({table.meta.file_name for table in self.level0})
+
+    def tables(self) -> Iterator[Table | ClippedTable]:
         yield from self.level0
         for run in self.sorted_levels:
             yield from run.tables
@@ -96,7 +102,7 @@ class Tablet:
         return cell
 
     def _find_in_tables(self, key: bytes) -> tuple[bytes, int] | None:
-        parts: tuple[Table | SortedRun, ...] = (*reversed(self.level0), *self.sorted_levels)
+        parts: tuple[Table | ClippedTable | SortedRun, ...] = (*reversed(self.level0), *self.sorted_levels)
         for part in parts:
             found = part.find(key)
             if found is not None:

@@ -21,12 +21,13 @@ TINY = Options(
     table_bytes_max=1024,
     level1_bytes_max=2048,
     l0_compaction_trigger=2,
+    compaction_bytes_max=2048,
     block_cache_bytes=16 * 1024,
     manifest_bytes_max=1500,
     disk_reserve_bytes=0,
     scrub_bytes_per_s=0,
 )
-"""Flushes, compactions and manifest rolls every few writes."""
+"""Flushes, compactions in parts, and manifest rolls every few writes."""
 
 Rows = dict[bytes, bytes]
 
