@@ -3,7 +3,8 @@
 Invariants: at most one group is between log and apply; groups are applied in the order they were logged; a write is
 acknowledged only after its group was applied, and in `always` mode only after its group was synced. Writes wait
 here, bounded in bytes, while the store is stalled.
-A failed write or sync of the log is fatal: `on_fatal` runs, and the writes in question end in OutcomeUnknown.
+A failed write or sync of the log is fatal: `on_fatal` runs, and the writes in question end in OutcomeUnknown. So is
+a group that was logged and could not be applied: memory and log no longer agree, and only recovery puts that right.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from shardkv_node.engine.write import Group, Write
 
 QUEUED_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of writes that may wait for their group before new ones are refused."""
+WRITE_BYTES = 512
+OPERATION_BYTES = 64
+"""What a waiting write, and each of its operations, takes beside keys and values, about."""
 GROUP_BYTES = 8 * 1024 * 1024
 """A group is closed at about this size: it bounds how long one sync, and everyone behind it, takes."""
 
 
 class Committer:
-    """Drives one store's writes. `on_fatal` runs once, when the store can take no more writes."""
+    """Drives one store's writes. `on_fatal` runs whenever it shows that the store can take no more of them."""
 
     def __init__(self, store: Store, *, on_fatal: Callable[[StorageError], None]) -> None:
         self._store = store
@@ -49,8 +53,11 @@ class Committer:
         """
         refusal = self._store.write_refusal()
         if refusal is not None:
+            if self._store.health.poisoned:
+                self._on_fatal(refusal)
             raise refusal
         size = sum(map(len, write.values)) + sum(map(len, write.keys))
+        size += WRITE_BYTES + OPERATION_BYTES * len(write.keys)
         if self._queue and self._queued_bytes + size > QUEUED_BYTES_MAX:
             raise Overloaded(
                 f"{self._queued_bytes} bytes of writes are waiting for the disk on this node.",
@@ -101,7 +108,11 @@ class Committer:
         if error is not None:
             self._refused(group.writes, error)
             return
-        self._store.apply_group(group)
+        try:
+            self._store.apply_group(group)
+        except Exception as bug:  # noqa: BLE001 - whatever it is, it must not be served on
+            self._on_fatal(StorageError(f"A group that was logged could not be applied: {bug!r}."))
+            return
         self._schedule()
 
     def _refused(self, writes: Sequence[Write], error: ShardKVError) -> None:

@@ -120,10 +120,13 @@ class NodeProcess:
         await self._meta.follow(self._follow)
 
     async def _tick(self) -> None:
-        """Let the store retry background work that failed, for good."""
+        """Let the store retry background work that failed, and end the node when a sync or flush poisoned the store."""
         while True:
             await asyncio.sleep(TICK_S)
             self._store.tick()
+            refusal = self._store.write_refusal()
+            if refusal is not None and self._store.health.poisoned:
+                self._end(refusal)
 
     async def _cluster_id(self) -> str:
         """The id of the cluster the metadata store belongs to, waiting for it as long as it takes."""

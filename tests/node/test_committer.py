@@ -1,0 +1,192 @@
+"""Group commit: what is acknowledged when, what one failed sync means for everyone, and what waiting may cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from shardkv.errors import DeadlineExceeded, Overloaded, StorageError, StorePoisoned
+from shardkv_node import committer as committer_module
+from shardkv_node.committer import Committer
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import Done, attempt
+from shardkv_node.engine.write import Write
+from tests.node.engine.crash_vfs import CrashVfs
+
+
+class HeldSyncer:
+    """Syncs when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Callable[[], None], Done]] = []
+
+    def submit(self, sync: Callable[[], None], done: Done, *, delay_s: float = 0.0) -> None:
+        self.waiting.append((sync, done))
+
+    def close(self) -> None: ...
+
+    def finish(self) -> None:
+        sync, done = self.waiting.pop(0)
+        done(attempt(sync))
+
+    def fail(self) -> None:
+        _, done = self.waiting.pop(0)
+        done(StorageError("The disk is gone."))
+
+
+@dataclass
+class World:
+    store: Store
+    syncer: HeldSyncer
+    committer: Committer
+    tablet: int
+    fatal: list[StorageError]
+    ended: list[Write] = field(default_factory=list)
+
+    def put(self, key: bytes, value: bytes = b"v", *, deadline: float | None = None) -> Write:
+        write = Write(self.tablet, [key], 1, [value], done=self.ended.append)
+        self.committer.submit(write, deadline)
+        return write
+
+
+def run(story: Callable[[World], Coroutine[Any, Any, None]], durability: Any = "always") -> None:
+    async def main() -> None:
+        syncer, fatal = HeldSyncer(), list[StorageError]()
+        options = Options(durability=durability, workers=0, disk_reserve_bytes=0)
+        store = Store.open("/store", options, post=lambda work: work(), vfs=CrashVfs(), syncer=syncer)
+        committer = Committer(store, on_fatal=fatal.append)
+        await story(World(store, syncer, committer, store.create_tablet(b"1"), fatal))
+
+    asyncio.run(main())
+
+
+async def turn() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_a_write_is_neither_seen_nor_acknowledged_before_its_sync() -> None:
+    async def story(w: World) -> None:
+        write = w.put(b"k")
+        await turn()
+        assert len(w.syncer.waiting) == 1
+        assert not w.ended
+        assert w.store.get(w.tablet, b"k") is None
+        w.syncer.finish()
+        assert w.ended == [write]
+        assert (write.applied, write.error) == (True, None)
+        assert w.store.get(w.tablet, b"k") == b"v"
+
+    run(story)
+
+
+def test_an_acknowledged_write_survives_the_power() -> None:
+    async def main() -> None:
+        vfs, syncer = CrashVfs(), HeldSyncer()
+        options = Options(workers=0, disk_reserve_bytes=0)
+        store = Store.open("/store", options, post=lambda work: work(), vfs=vfs, syncer=syncer)
+        w = World(store, syncer, Committer(store, on_fatal=print), store.create_tablet(b"1"), [])
+        w.put(b"k")
+        await turn()
+        syncer.finish()
+        assert w.ended
+        after = Store.open("/store", options, post=lambda work: work(), vfs=vfs.crash(), syncer=HeldSyncer())
+        assert after.get(w.tablet, b"k") == b"v"
+
+    asyncio.run(main())
+
+
+def test_what_arrives_during_a_sync_forms_the_next_group_in_order() -> None:
+    async def story(w: World) -> None:
+        w.put(b"k", b"1")
+        await turn()
+        w.put(b"k", b"2")
+        w.put(b"k", b"3")
+        await turn()
+        assert len(w.syncer.waiting) == 1, "one group at a time"
+        w.syncer.finish()
+        assert w.store.get(w.tablet, b"k") == b"1"
+        await turn()
+        w.syncer.finish()
+        assert w.store.get(w.tablet, b"k") == b"3"
+        assert w.committer.groups == 2
+        assert w.committer.idle
+
+    run(story)
+
+
+def test_a_failed_sync_is_fatal_and_acknowledges_nothing() -> None:
+    async def story(w: World) -> None:
+        first = w.put(b"k")
+        await turn()
+        second = w.put(b"later")
+        w.syncer.fail()
+        await turn()
+        assert isinstance(first.error, StorePoisoned)
+        assert not first.applied
+        assert isinstance(w.fatal[0], StorePoisoned)
+        assert not second.applied
+        assert w.store.get(w.tablet, b"k") is None
+        assert not w.syncer.waiting, "no sync is tried again"
+
+    run(story)
+
+
+def test_a_store_poisoned_behind_our_back_is_fatal_at_the_next_write() -> None:
+    async def story(w: World) -> None:
+        w.put(b"k")
+        await turn()
+        assert w.ended[0].applied
+        w.syncer.fail()
+        with pytest.raises(StorePoisoned):
+            w.put(b"k", b"2")
+        assert isinstance(w.fatal[0], StorePoisoned)
+
+    run(story, "interval")
+
+
+def test_a_group_that_cannot_be_applied_is_fatal() -> None:
+    async def story(w: World) -> None:
+        w.put(b"k")
+        await turn()
+        w.store.apply_group = lambda group: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        w.syncer.finish()
+        assert "could not be applied" in w.fatal[0].message
+
+    run(story)
+
+
+def test_a_write_whose_time_is_over_in_the_queue_is_not_applied() -> None:
+    async def story(w: World) -> None:
+        w.put(b"first")
+        await turn()
+        late = w.put(b"late", deadline=asyncio.get_running_loop().time() + 0.01)
+        await asyncio.sleep(0.03)
+        w.syncer.finish()
+        await turn()
+        assert isinstance(late.error, DeadlineExceeded)
+        assert not w.syncer.waiting
+        assert w.store.get(w.tablet, b"late") is None
+
+    run(story)
+
+
+def test_waiting_writes_are_bounded_however_small_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer_module, "QUEUED_BYTES_MAX", 100_000)
+
+    async def story(w: World) -> None:
+        w.put(b"first")
+        await turn()
+        with pytest.raises(Overloaded):
+            for _ in range(1000):
+                w.put(b"k")
+        w.syncer.finish()
+        await turn()
+        w.put(b"room again")
+
+    run(story)

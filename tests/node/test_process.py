@@ -1,0 +1,141 @@
+"""A node process inside the test's loop, against a real metadata service: when it serves, and when it must end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shardkv.errors import ShardKVError, StaleEpoch, StorageError, StoreMismatch, StorePoisoned, WrongShard
+from shardkv.limits import DEFAULT_LIMITS
+from shardkv.metadata.register import register_node
+from shardkv.topology.documents import NodeDocument, ShardDocument, decode_document, encode_document
+from shardkv.transport.peer import Peer
+from shardkv.wire.hello import Identity
+from shardkv.wire.messages import MetaPut, Op, RawReply, Read, Write, decode_read_reply, raw, reply_error
+from shardkv_node.engine.options import Options
+from shardkv_node.process import NodeProcess, NodeSettings
+from tests.shardkv.metadata.world import MetaWorld, meta_client, meta_world
+
+
+class World:
+    def __init__(self, meta: MetaWorld, node: NodeProcess) -> None:
+        self.meta, self.node = meta, node
+        self.stop = asyncio.Event()
+        self.running = asyncio.ensure_future(node.run(self.stop))
+
+    async def serving(self) -> None:
+        while not self.node._ownership.shards:
+            assert not self.running.done(), self.running
+            await asyncio.sleep(0.005)
+
+    async def ask(self, op: Op, message: object, *, shard: int | None, epoch: int | None) -> RawReply:
+        """One request to the node, as a router sends it."""
+        port = self.node._server._listeners[0].sockets[0].getsockname()[1]
+        peer = Peer([f"127.0.0.1:{port}"], me=lambda: Identity("router", "r"))
+        peer.start()
+        try:
+            await peer.wait_connected(5)
+            answer: asyncio.Future[RawReply | ShardKVError] = asyncio.get_running_loop().create_future()
+            peer.send(op, raw(message), on_reply=answer.set_result, shard=shard, epoch=epoch)
+            reply = await answer
+            assert isinstance(reply, RawReply)
+            return reply
+        finally:
+            await peer.close()
+
+    async def put_document(self, document: ShardDocument | NodeDocument) -> None:
+        key = f"shards/{document.id}" if isinstance(document, ShardDocument) else f"nodes/{document.name}"
+        async with meta_client(self.meta.address) as client:
+            await client.txn([], [MetaPut(key, encode_document(document))])
+
+
+@contextlib.asynccontextmanager
+async def node_world(directory: Path, durability: str = "always") -> AsyncIterator[World]:
+    (directory / "node").mkdir()
+    async with asyncio.timeout(20), meta_world(directory / "meta", nodes=1) as meta:
+        settings = NodeSettings(
+            name="node-1",
+            meta=[meta.address],
+            data_dir=str(directory / "node"),
+            bind="127.0.0.1",
+            port=0,
+            advertise=None,
+            engine=Options(durability=durability, workers=0, disk_reserve_bytes=0),  # type: ignore[arg-type]
+            limits=DEFAULT_LIMITS,
+        )
+        world = World(meta, NodeProcess(settings))
+        try:
+            yield world
+        finally:
+            world.stop.set()
+            await asyncio.gather(world.running, return_exceptions=True)
+
+
+def test_only_what_is_owned_at_exactly_its_epoch_is_served(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path) as world:
+            await world.serving()
+            put = Write(None, None, 1, [b"k"], [b"v"], False)
+            assert (await world.ask(Op.WRITE, put, shard=1, epoch=1)).status == 0
+            for op, message in ((Op.WRITE, put), (Op.READ, Read([b"k"]))):
+                for shard, epoch, error in ((1, 2, StaleEpoch), (1, 0, StaleEpoch), (9, 1, WrongShard)):
+                    reply = await world.ask(op, message, shard=shard, epoch=epoch)
+                    assert isinstance(reply_error(reply.payload), error)
+
+    asyncio.run(main())
+
+
+def test_a_shard_that_moved_away_is_refused_and_a_raised_epoch_holds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path) as world:
+            await world.serving()
+            await world.ask(Op.WRITE, Write(None, None, 1, [b"k"], [b"v"], False), shard=1, epoch=1)
+            entry = world.meta.store.get("shards/1")
+            assert entry is not None
+            assert entry.value is not None
+            shard = decode_document("shards/1", entry.value)
+            assert isinstance(shard, ShardDocument)
+            raised = ShardDocument(1, shard.keyspace, shard.start, shard.stop, 2, "node-1")
+            await world.put_document(raised)
+            while world.node._ownership.shards[1] != 2:
+                await asyncio.sleep(0.005)
+            assert isinstance(
+                reply_error((await world.ask(Op.READ, Read([b"k"]), shard=1, epoch=1)).payload), StaleEpoch
+            )
+            reply = await world.ask(Op.READ, Read([b"k"]), shard=1, epoch=2)
+            assert decode_read_reply(reply.payload).values == [b"v"]
+            await world.put_document(ShardDocument(1, shard.keyspace, shard.start, shard.stop, 3, "node-2"))
+            while 1 in world.node._ownership.shards:
+                await asyncio.sleep(0.005)
+            reply = await world.ask(Op.READ, Read([b"k"]), shard=1, epoch=3)
+            assert isinstance(reply_error(reply.payload), WrongShard)
+
+    asyncio.run(main())
+
+
+def test_a_node_ends_when_a_later_start_of_it_is_registered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path) as world:
+            await world.serving()
+            async with meta_client(world.meta.address) as client:
+                store_id = world.node._store.store_id.hex()
+                await register_node(client, NodeDocument("node-1", store_id, 99, "127.0.0.1:1", 1))
+            with pytest.raises(StoreMismatch, match="A later start"):
+                await world.running
+
+    asyncio.run(main())
+
+
+def test_a_node_whose_store_was_poisoned_in_the_background_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path, "interval") as world:
+            await world.serving()
+            world.node._store.health.poison(StorageError("A sync failed."))
+            with pytest.raises(StorePoisoned):
+                await world.running
+
+    asyncio.run(main())
