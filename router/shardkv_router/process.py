@@ -17,14 +17,13 @@ from shardkv.errors import ShardKVError
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import Limits
 from shardkv.metadata.client import MetaClient
-from shardkv.metadata.register import register_router
+from shardkv.metadata.register import register_router, sign_off_router
 from shardkv.programs import EXIT_OK, advertised, port_problem
-from shardkv.topology.documents import ROUTERS, RouterDocument
+from shardkv.topology.documents import RouterDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.loop import run_program, run_until
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
-from shardkv.wire.messages import MetaPut
 from shardkv_router.forwarding import Forwarder
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
@@ -61,6 +60,8 @@ class RouterProcess:
         self._loop = asyncio.get_running_loop()
         self._topology = Topology()
         self._placed = asyncio.Event()
+        self._registered: int | None = None
+        """The store's revision of this router's registration."""
         clock = HybridClock()
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
         self._links = NodeLinks(me=self.me, limits=settings.limits, clock=clock, on_usable=self._node_usable)
@@ -92,7 +93,7 @@ class RouterProcess:
         await self._placed.wait()
         own_port = await self._listen(0, reuse_port=False)
         await self._listen(settings.port, reuse_port=settings.reuse_port)
-        await register_router(
+        self._registered = await register_router(
             self._meta,
             RouterDocument(
                 name=settings.name,
@@ -104,8 +105,11 @@ class RouterProcess:
 
     async def _sign_off(self) -> None:
         """Take this router's address back; when the store is away the address just stays listed."""
+        if self._registered is None:
+            return
         with contextlib.suppress(ShardKVError):
-            await self._meta.txn([], [MetaPut(f"{ROUTERS}{self._settings.name}", None)], timeout_s=SIGN_OFF_TIMEOUT_S)
+            name = self._settings.name
+            await sign_off_router(self._meta, name, self._registered, timeout_s=SIGN_OFF_TIMEOUT_S)
 
     async def _listen(self, port: int, *, reuse_port: bool) -> int:
         try:

@@ -43,19 +43,26 @@ async def register_node(client: MetaClient, document: NodeDocument) -> None:
             await backoff.pause()
 
 
-async def register_router(client: MetaClient, document: RouterDocument) -> None:
+async def register_router(client: MetaClient, document: RouterDocument) -> int:
     """Make a router's own address known, waiting for the metadata store for as long as it takes.
 
-    A router owns nothing, so the newest start wins. Raises ClusterMismatch, VersionMismatch.
+    A router owns nothing, so the newest start wins. Returns what `sign_off_router` takes.
+    Raises ClusterMismatch, VersionMismatch.
     """
     backoff = Backoff()
     while True:
         try:
-            await client.txn([], [MetaPut(f"{ROUTERS}{document.name}", encode_document(document))])
+            reply = await client.txn([], [MetaPut(f"{ROUTERS}{document.name}", encode_document(document))])
         except _NOT_REACHED:
             await backoff.pause()
         else:
-            return
+            return reply.revision
+
+
+async def sign_off_router(client: MetaClient, name: str, registered: int, *, timeout_s: float) -> None:
+    """Take a router's address back, unless a later start of it is listed by now. Raises ShardKVError."""
+    key = f"{ROUTERS}{name}"
+    await client.txn([MetaCompare(key, registered)], [MetaPut(key, None)], timeout_s=timeout_s)
 
 
 async def _known(client: MetaClient, key: str) -> tuple[object, int]:

@@ -5,19 +5,21 @@ watch from beyond the store's revision is answered at once: the asker knows anot
 again from 0.
 
 Invariant: after every applied transaction the controller has had its say before anybody is told, so one delta
-carries a change and what follows from it.
+carries a change and what follows from it. When the disk has no room for that, the change alone is told, and what
+follows is tried again: a transaction that was applied is never answered as if it was not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from shardkv.errors import InvalidArgument, StorePoisoned
+from shardkv.errors import DiskFull, InvalidArgument, StorePoisoned
 from shardkv.metadata.controller import plan_next
 from shardkv.metadata.store import MetaStore
 from shardkv.topology.view import Topology
@@ -33,7 +35,10 @@ from shardkv.wire.messages import (
     decode_meta_watch,
 )
 
+log = logging.getLogger(__name__)
+
 WATCH_WAIT_MS_MAX = 60_000
+PLAN_RETRY_S = 1.0
 REVISION_MAX = 2**63 - 1
 
 Watch = tuple[Connection, int]
@@ -49,6 +54,7 @@ class MetaService:
         self._on_poisoned = on_poisoned
         self._watches: dict[Watch, asyncio.TimerHandle] = {}
         self._since: dict[Watch, int] = {}
+        self._retry: asyncio.TimerHandle | None = None
         self.topology = Topology()
         self.txns = 0
         self._catch_up()
@@ -65,17 +71,38 @@ class MetaService:
         return reply
 
     def _catch_up(self) -> None:
-        while self.topology.revision != self._store.revision:
+        self._follow()
+        while (txn := plan_next(self.topology)) is not None and self._carried_out(txn):
+            self._follow()
+        self._wake()
+
+    def _carried_out(self, txn: MetaTxn) -> bool:
+        try:
+            return self._store.txn(txn.compares, txn.puts).applied
+        except DiskFull as error:
+            log.warning("plan_put_off reason=%r", error.message)
+            if self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(PLAN_RETRY_S, self._try_again)
+            return False
+
+    def _follow(self) -> None:
+        """Bring the view to the store's revision."""
+        if self.topology.revision != self._store.revision:
             delta = self._store.changes_since(self.topology.revision)
             entries = [(entry.key, entry.value) for entry in delta.entries]
             self.topology = self.topology.with_entries(delta.revision, entries)
-            txn = plan_next(self.topology)
-            if txn is not None:
-                self._store.txn(txn.compares, txn.puts)
-        self._wake()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        try:
+            self._catch_up()
+        except StorePoisoned:
+            self._on_poisoned()
 
     def close(self) -> None:
-        """Answer every waiting watch with what there is."""
+        """Answer every waiting watch with what there is, and plan no more."""
+        if self._retry is not None:
+            self._retry.cancel()
         for watch in list(self._watches):
             self._answer(watch)
 

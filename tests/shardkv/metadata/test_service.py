@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from shardkv.errors import ClusterMismatch, InvalidArgument, StoreMismatch, StorePoisoned
-from shardkv.metadata.register import register_node, register_router
-from shardkv.topology.documents import RouterDocument, encode_document
+from shardkv.errors import ClusterMismatch, DiskFull, InvalidArgument, StoreMismatch, StorePoisoned
+from shardkv.metadata.register import register_node, register_router, sign_off_router
+from shardkv.topology.documents import KeyspaceDocument, RouterDocument, encode_document
 from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn, MetaTxnReply, MetaWatch, Op, decode_meta_entries
 from tests.shardkv.metadata.world import Follower, meta_client, meta_world, node_document
 
@@ -240,5 +240,53 @@ def test_a_registration_whose_answer_was_lost_is_settled_by_asking_again(tmp_pat
             world.service.apply = apply_and_hang_up  # type: ignore[method-assign]
             await register_node(client, node_document("node-1"))
             assert (await client.read("")).revision == lost[0]
+
+    run(story, tmp_path)
+
+
+def test_a_full_disk_behind_an_applied_transaction_does_not_deny_it(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory, nodes=1) as world, meta_client(world.address) as client:
+            follower = Follower(client)
+            await follower.until(lambda view: view.cluster)
+            real, full = world.store.txn, [True]
+
+            def txn(compares: Any, puts: Any) -> MetaTxnReply:
+                if full[0] and any(put.key.startswith("shards/") for put in puts):
+                    raise DiskFull("The disk is full.")
+                return real(compares, puts)
+
+            world.store.txn = txn  # type: ignore[method-assign]
+            reply = await client.txn([], [MetaPut("nodes/node-1", encode_document(node_document("node-1")))])
+            assert reply.applied
+            await follower.until(lambda view: "node-1" in view.nodes)
+            full[0] = False
+            await follower.until(lambda view: "default" in view.keyspaces)
+            await follower.stop()
+
+    run(story, tmp_path)
+
+
+def test_signing_off_leaves_a_later_start_of_the_router_listed(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            first = await register_router(client, RouterDocument("router-1", "127.0.0.1:1", 1))
+            second = await register_router(client, RouterDocument("router-1", "127.0.0.1:2", 2))
+            await sign_off_router(client, "router-1", first, timeout_s=1)
+            assert [e.key for e in (await client.read("routers/")).entries] == ["routers/router-1"]
+            await sign_off_router(client, "router-1", second, timeout_s=1)
+            assert (await client.read("routers/")).entries == []
+
+    run(story, tmp_path)
+
+
+def test_a_plan_that_cannot_be_carried_out_holds_up_nobody(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory, nodes=1) as world, meta_client(world.address) as client:
+            left = encode_document(KeyspaceDocument("default", "hash"))
+            await client.txn([], [MetaPut("keyspaces/default", left)])
+            await register_node(client, node_document("node-1"))
+            assert [e.key for e in (await client.read("nodes/")).entries] == ["nodes/node-1"]
+            assert world.service.topology.keyspaces == {}
 
     run(story, tmp_path)
