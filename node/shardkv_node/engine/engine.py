@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any
 
 from shardkv.errors import ConfigError, InvalidArgument, StoreClosed
 from shardkv.write_batch import Text, WriteBatch
@@ -32,18 +32,19 @@ from shardkv_node.engine.arguments import (
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING
 from shardkv_node.engine.group_commit import WAIT_S, GroupCommit, closed_error
 from shardkv_node.engine.options import Options
+from shardkv_node.engine.reader import Reader
 from shardkv_node.engine.recovery import RecoveryReport
-from shardkv_node.engine.source import Page
+from shardkv_node.engine.snapshot_reader import Snapshot
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.vfs import Vfs
 from shardkv_node.engine.write import Write
 
 LABEL = b"default"
-PAGE_BYTES = 256 * 1024
-"""What a scan reads at a time."""
+RANGE_BATCH_KEYS = 1000
+"""Keys that `delete_range` removes with one write."""
 
 
-class Engine:
+class Engine(Reader):
     """Made by `Engine.open`. Keys and values are str (stored as UTF-8) or bytes; results are bytes."""
 
     @classmethod
@@ -71,6 +72,7 @@ class Engine:
             self._store = Store.open(directory, options, post=self._post, vfs=vfs)
             self._store.on_progress = self._progress.notify_all
             self._commits = GroupCommit(self._store, self._mutex, self._progress)
+            self._reads = self._store
             label_to_tablet = {label: number for number, label in self._store.tablets.items()}
             found = label_to_tablet.get(LABEL)
             self._tablet = self._store.create_tablet(LABEL) if found is None else found
@@ -157,106 +159,42 @@ class Engine:
             write.expiries = self._store.time_ms() + ttl_ms
         write.kinds = PUT_EXPIRING
 
-    # --- reading ---
+    def delete_range(
+        self, start: Text = b"", stop: Text | None = None, *, prefix: Text | None = None, limit: int | None = None
+    ) -> int:
+        """Remove the keys of [start, stop), at most `limit` of them. Returns how many existed and were removed.
 
-    def get(self, key: Text) -> bytes | None:
-        """The value, or None when the key does not exist."""
-        packed = self._key(key)
-        self._check_usable()
-        with self._mutex:
-            return self._store.get(self._tablet, packed)
-
-    def get_versioned(self, key: Text) -> tuple[bytes, int] | None:
-        """(value, version), or None when the key does not exist.
-
-        A version is a whole number above 0. Each write has one, the same for all keys of a batch; later writes have
-        greater ones. Give it to `put`, `delete` or `write` to write only if nobody else has meanwhile.
-        """
-        packed = self._key(key)
-        self._check_usable()
-        with self._mutex:
-            return self._store.get_versioned(self._tablet, packed)
-
-    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
-        """A value or None for each key, in the order asked; all from one moment."""
-        packed = [self._key(key) for key in keys]
-        self._check_usable()
-        with self._mutex:
-            return self._store.get_many(self._tablet, packed)
-
-    @overload
-    def scan(
-        self,
-        start: Text = b"",
-        stop: Text | None = None,
-        *,
-        prefix: Text | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-        keys_only: Literal[False] = False,
-    ) -> Iterator[tuple[bytes, bytes]]: ...
-
-    @overload
-    def scan(
-        self,
-        start: Text = b"",
-        stop: Text | None = None,
-        *,
-        prefix: Text | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-        keys_only: Literal[True],
-    ) -> Iterator[bytes]: ...
-
-    def scan(
-        self,
-        start: Text = b"",
-        stop: Text | None = None,
-        *,
-        prefix: Text | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-        keys_only: bool = False,
-    ) -> Iterator[tuple[bytes, bytes]] | Iterator[bytes]:
-        """(key, value) pairs, or keys, of [start, stop) in key order; `prefix` narrows it, `limit` bounds the count.
-
-        Read in pages: a key that exists for the whole scan is given exactly once; one that is written meanwhile
-        may or may not be. Raises `InvalidRange` when `stop` is before `start`.
+        Not atomic: done in batches of at most `RANGE_BATCH_KEYS` keys, ascending, each atomic and as durable as any
+        write. When it raises, or the process dies, what is left is a range with fewer keys: call it again to go on.
+        A key that is written meanwhile may or may not be removed.
         """
         low, high = pack_bounds(start, stop, prefix)
         check_limit(limit)
+        removed = 0
+        for page in self._pages(low, high, limit, reverse=False, keys_only=True):
+            for first in range(0, len(page.keys), RANGE_BATCH_KEYS):
+                keys = page.keys[first : first + RANGE_BATCH_KEYS]
+                write = Write(self._tablet, keys, DELETE, [b""] * len(keys), want_existed=True)
+                self._submit(write)
+                removed += sum(write.existed or ())
+        return removed
+
+    # --- reading ---
+
+    def snapshot(self) -> Snapshot:
+        """Everything as it is now, for reading: `with engine.snapshot() as s: s.get(key)`, `s.scan(...)`.
+
+        Writes, flushes and compactions go on. Close it after use: until then it keeps the files and memtables it reads.
+        """
         self._check_usable()
-        pages = self._pages(low, high, limit, reverse=reverse, keys_only=keys_only)
-        if keys_only:
-            return (key for page in pages for key in page.keys)
-        return (pair for page in pages for pair in zip(page.keys, page.values, strict=True))
-
-    def _pages(
-        self, start: bytes, stop: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
-    ) -> Iterator[Page]:
-        while limit is None or limit > 0:
-            self._check_usable()
-            while not self._ready_to_scan():
-                pass
-            with self._mutex:
-                page = self._store.scan_page(
-                    (self._tablet,),
-                    start,
-                    stop,
-                    reverse=reverse,
-                    limit=limit,
-                    bytes_max=PAGE_BYTES,
-                    keys_only=keys_only,
-                )
-            yield page
-            if page.frontier is None:
-                return
-            limit = None if limit is None else limit - len(page.keys)
-            start, stop = (start, page.frontier) if reverse else (page.frontier, stop)
-
-    def _ready_to_scan(self) -> bool:
         with self._mutex:
-            return self._store.ready_to_scan((self._tablet,))
+            return Snapshot(
+                self._store.snapshot((self._tablet,)),
+                self._mutex,
+                self._tablet,
+                key_bytes_max=self._key_bytes_max,
+                check_usable=self._check_usable,
+            )
 
     # --- maintenance ---
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from shardkv_node.engine.columns import (
     NO_EXPIRY,
@@ -31,6 +32,9 @@ from shardkv_node.engine.columns import (
     pack_u64,
 )
 from shardkv_node.engine.key_runs import RUN_KEYS, KeyRuns
+
+if TYPE_CHECKING:
+    from shardkv_node.engine.memtable_view import MemtableView
 
 PART_ROWS = 160_000
 """A part gets no new keys beyond this. CPython grows a dict of 16-byte keys at 87,000 rows in 5 ms, the next time, at
@@ -57,6 +61,7 @@ class Memtable:
         "cells",
         "dropped",
         "full_parts",
+        "newest_view",
         "ordered",
         "pins",
         "resident_bytes",
@@ -73,6 +78,8 @@ class Memtable:
         self.pins = 0
         """Readers that go on after the store dropped it; with `dropped` the business of `Dismantler`."""
         self.dropped = False
+        self.newest_view: MemtableView | None = None
+        """Is told the cell before, when a key is written for the first time since it was made."""
         self._order = KeyRuns()
         self._fed = 0
         """So many of the first keys of `cells` are in the order or in the backlog."""
@@ -92,6 +99,8 @@ class Memtable:
         expiries: int | bytes = NO_EXPIRY,
     ) -> None:
         """Take the operations of one write request, in order. Requires: a version above all before."""
+        if self.newest_view is not None:
+            self._save(self.newest_view.undo, keys)
         cells = self.cells
         before = len(cells)
         if self.full_parts:
@@ -125,12 +134,16 @@ class Memtable:
 
         Brings the whole order up to date first: at once, unless `feed_order` was called until it said so.
         """
+        for keys in self.key_chunks(start, stop, reverse=reverse):
+            yield unpack_cells(keys, self.cells_of(keys))
+
+    def key_chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[list[bytes]]:
+        """The keys of `chunks`."""
         while not self.feed_order():
             pass
-        for keys in self._order.chunks(start, stop, reverse=reverse):
-            yield unpack_cells(keys, self._cells_of(keys))
+        return self._order.chunks(start, stop, reverse=reverse)
 
-    def _cells_of(self, keys: list[bytes]) -> list[bytes]:
+    def cells_of(self, keys: list[bytes]) -> list[bytes]:
         """The cells of keys that are all here."""
         if not self.full_parts:
             return list(map(self.cells.__getitem__, keys))
@@ -168,6 +181,11 @@ class Memtable:
         for _ in range(min(DISMANTLED_ROWS, len(self.cells))):
             pop()
         return bool(self.cells or self.full_parts)
+
+    def _save(self, undo: dict[bytes, bytes | None], keys: Sequence[bytes]) -> None:
+        """Note the cells of these keys as they are, where that was not done yet."""
+        unsaved = set(keys).difference(undo)
+        undo.update(zip(unsaved, map(self.get, unsaved), strict=True))
 
     def _end_part(self) -> None:
         """Start a new dict for the keys to come."""

@@ -35,12 +35,12 @@ from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.maintenance import Generation, Maintenance
 from shardkv_node.engine.manifest import CreatedEdit, DroppedEdit
 from shardkv_node.engine.memtable import Memtable
-from shardkv_node.engine.merge import merge_page
 from shardkv_node.engine.options import Options
+from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
 from shardkv_node.engine.scrub import Scrub
 from shardkv_node.engine.sequencing import sequence
-from shardkv_node.engine.source import Page
+from shardkv_node.engine.snapshot import StoreSnapshot
 from shardkv_node.engine.syncer import Syncer, ThreadSyncer
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.vfs import Lock, OsVfs, Vfs
@@ -65,7 +65,7 @@ class SyncTarget:
         self.log.sync()
 
 
-class Store:
+class Store(Reads):
     """Made by `Store.open`."""
 
     @classmethod
@@ -139,6 +139,8 @@ class Store:
         self._in_flight: Group | None = None
         self._syncing: LogWriter | None = None
         self._stalls = 0
+        self._snapshots = 0
+        self._dismantler = Dismantler(post)
         self._writes = 0
         self.closed = False
         self.health = Health(vfs, directory, reserve_bytes=options.disk_reserve_bytes, monotonic=monotonic)
@@ -151,7 +153,7 @@ class Store:
             tablets=self._tablets,
             health=self.health,
             runner=JobRunner(options.workers, post, vfs=vfs),
-            dismantler=Dismantler(post),
+            dismantler=self._dismantler,
             clock=self._tick,
             monotonic=monotonic,
             random_bytes=random_bytes,
@@ -333,58 +335,27 @@ class Store:
 
     # --- reading ---
 
-    def get(self, tablet: int, key: bytes) -> bytes | None:
-        """The value, or None when the key does not exist."""
-        return self._tablet(tablet).get(key)
-
-    def get_many(self, tablet: int, keys: Sequence[bytes]) -> list[bytes | None]:
-        """A value or None for each key, in the order asked."""
-        return list(map(self._tablet(tablet).get, keys))
-
-    def get_versioned(self, tablet: int, key: bytes) -> tuple[bytes, int] | None:
-        """(value, version), or None when the key does not exist."""
-        return self._tablet(tablet).get_versioned(key)
-
     def time_ms(self) -> int:
         """Milliseconds since 1970, by the clock that expiries are judged by: it never goes back, nor behind the log."""
         return self._clock.time_ms(self._now_ms())
 
-    def ready_to_scan(self, tablets: Sequence[int]) -> bool:
-        """Whether `scan_page` will take no longer than a page does: the first scan of a memtable wants its keys sorted.
-
-        Does a few milliseconds of that work when there is some: call it again, with others served in between, until
-        it returns True. A page read earlier is right too, but may take half a second.
-        """
-        for number in tablets:
-            tablet = self._tablet(number)
-            for memtable in (*tablet.frozen, tablet.active):
-                if not memtable.feed_order():
-                    return False
-        return True
-
-    def scan_page(
-        self,
-        tablets: Sequence[int],
-        start: bytes,
-        stop: bytes | None,
-        *,
-        reverse: bool = False,
-        limit: int | None = None,
-        bytes_max: int = 256 * 1024,
-        keys_only: bool = False,
-    ) -> Page:
-        """The next live rows of [start, stop) over all these tablets, merged, and how far they cover it (`Page`)."""
-        sources = [source for number in tablets for source in self._tablet(number).sources()]
-        return merge_page(
-            sources,
-            start,
-            stop,
-            reverse=reverse,
-            limit=limit,
-            bytes_max=bytes_max,
-            keys_only=keys_only,
-            now_ms=self.time_ms(),
+    def snapshot(self, tablets: Sequence[int]) -> StoreSnapshot:
+        """These tablets as they are now, for reading; what is not applied yet is not in it. Close it after use."""
+        snapshot = StoreSnapshot(
+            {number: self._tablet(number) for number in tablets},
+            self.time_ms(),
+            store_closed=lambda: self.closed,
+            on_close=self._release,
         )
+        self.maintenance.files.pin(snapshot.table_names)
+        self._snapshots += 1
+        return snapshot
+
+    def _release(self, snapshot: StoreSnapshot) -> None:
+        self._snapshots -= 1
+        snapshot.release(self._dismantler)
+        if not self.closed and not self.health.poisoned:  # else the next open sweeps what is left
+            self.maintenance.files.unpin(snapshot.table_names)
 
     # --- maintenance and end ---
 
@@ -421,6 +392,7 @@ class Store:
             "tablets": len(self._tablets),
             "writes": self._writes,
             "stalls": self._stalls,
+            "snapshots": self._snapshots,
             "memtable_bytes": self._active_bytes,
             "memtable_rows": self.memory_rows,
             "frozen_memtables": len(maintenance.frozen),

@@ -67,6 +67,11 @@ class Tablet:
         yield from self.frozen
         yield self.active
 
+    def memtables(self) -> Iterator[Memtable]:
+        """Oldest first."""
+        yield from self.frozen
+        yield self.active
+
     def freeze(self) -> Memtable:
         """Put a new memtable in the place of the active one, which becomes the youngest frozen one."""
         frozen = self.active

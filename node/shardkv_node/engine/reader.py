@@ -1,0 +1,138 @@
+"""`Reader`: reading as users do it, str or bytes in and bytes out, from many threads: of an `Engine` or a `Snapshot`.
+
+Invariant: the store is touched only under the mutex, and by a scan for one page at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Literal, overload
+
+from shardkv.write_batch import Text
+from shardkv_node.engine.arguments import check_limit, pack_bounds, pack_key
+from shardkv_node.engine.reads import Reads
+from shardkv_node.engine.source import Page
+
+PAGE_BYTES = 256 * 1024
+"""What a scan reads at a time."""
+
+
+class Reader(ABC):
+    """Whoever inherits sets the fields and says when it cannot be used."""
+
+    _mutex: threading.RLock
+    _reads: Reads
+    _tablet: int
+    _key_bytes_max: int
+
+    @abstractmethod
+    def _check_usable(self) -> None:
+        """Raise `StoreClosed` if nothing can be read any more."""
+
+    def get(self, key: Text) -> bytes | None:
+        """The value, or None when the key does not exist."""
+        packed = pack_key(key, self._key_bytes_max)
+        self._check_usable()
+        with self._mutex:
+            return self._reads.get(self._tablet, packed)
+
+    def get_versioned(self, key: Text) -> tuple[bytes, int] | None:
+        """(value, version), or None when the key does not exist.
+
+        A version is a whole number above 0. Each write has one, the same for all keys of a batch; later writes have
+        greater ones. Give it to `put`, `delete` or `write` to write only if nobody else has meanwhile.
+        """
+        packed = pack_key(key, self._key_bytes_max)
+        self._check_usable()
+        with self._mutex:
+            return self._reads.get_versioned(self._tablet, packed)
+
+    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
+        """A value or None for each key, in the order asked; all from one moment."""
+        packed = [pack_key(key, self._key_bytes_max) for key in keys]
+        self._check_usable()
+        with self._mutex:
+            return self._reads.get_many(self._tablet, packed)
+
+    def count(self, start: Text = b"", stop: Text | None = None, *, prefix: Text | None = None) -> int:
+        """How many keys exist in [start, stop), counted as `scan` reads them."""
+        low, high = pack_bounds(start, stop, prefix)
+        self._check_usable()
+        return sum(len(page.keys) for page in self._pages(low, high, None, reverse=False, keys_only=True))
+
+    @overload
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+    ) -> Iterator[tuple[bytes, bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: Literal[True],
+    ) -> Iterator[bytes]: ...
+
+    def scan(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]] | Iterator[bytes]:
+        """(key, value) pairs, or keys, of [start, stop) in key order; `prefix` narrows it, `limit` bounds the count.
+
+        Read in pages. Of an engine, a key that exists for the whole scan is given exactly once, one that is written
+        meanwhile may or may not be; of a snapshot, all pages show the same moment.
+        Raises `InvalidRange` when `stop` is before `start`.
+        """
+        low, high = pack_bounds(start, stop, prefix)
+        check_limit(limit)
+        self._check_usable()
+        pages = self._pages(low, high, limit, reverse=reverse, keys_only=keys_only)
+        if keys_only:
+            return (key for page in pages for key in page.keys)
+        return (pair for page in pages for pair in zip(page.keys, page.values, strict=True))
+
+    def _pages(
+        self, start: bytes, stop: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
+    ) -> Iterator[Page]:
+        while limit is None or limit > 0:
+            self._check_usable()
+            while not self._ready_to_scan():
+                pass
+            with self._mutex:
+                page = self._reads.scan_page(
+                    (self._tablet,),
+                    start,
+                    stop,
+                    reverse=reverse,
+                    limit=limit,
+                    bytes_max=PAGE_BYTES,
+                    keys_only=keys_only,
+                )
+            yield page
+            if page.frontier is None:
+                return
+            limit = None if limit is None else limit - len(page.keys)
+            start, stop = (start, page.frontier) if reverse else (page.frontier, stop)
+
+    def _ready_to_scan(self) -> bool:
+        with self._mutex:
+            return self._reads.ready_to_scan((self._tablet,))
