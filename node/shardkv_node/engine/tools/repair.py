@@ -93,8 +93,9 @@ def repair_store(
 class SalvagedTable:
     """A table as a `Source`, for one forward pass: its readable blocks. Damage goes to `losses`."""
 
-    def __init__(self, vfs: Vfs, path: str, losses: list[Damage], progress: Progress) -> None:
+    def __init__(self, vfs: Vfs, path: str, meta: TableMeta | None, losses: list[Damage], progress: Progress) -> None:
         self._vfs = vfs
+        self._meta = meta
         self._path = path
         self._losses = losses
         self._progress = progress
@@ -102,7 +103,7 @@ class SalvagedTable:
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """Requires: the whole range, forward."""
         try:
-            for step in TableWalk(self._vfs, self._path).steps():
+            for step in TableWalk(self._vfs, self._path, self._meta).steps():
                 if isinstance(step, Damage):
                     self._losses.append(step)
                 else:
@@ -159,7 +160,7 @@ class _Repair:
                 self._report.losses.append(Damage(path, 0, 0, "the table is missing", lost))
                 continue
             self._note_version(number, 0 if meta is None else meta.max_version)
-            sources.append(SalvagedTable(self._vfs, path, self._report.losses, self._progress))
+            sources.append(SalvagedTable(self._vfs, path, meta, self._report.losses, self._progress))
         if number in self._memtables:
             sources.append(self._memtables[number])
         rows = 0

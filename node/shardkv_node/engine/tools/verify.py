@@ -73,12 +73,10 @@ def table_damages(vfs: Vfs, path: str, meta: TableMeta | None) -> list[Damage]:
         try:
             Table.open(vfs, path, meta, None).verify()
             return []
-        except UnsupportedFormat:
-            raise
         except StorageError as error:
             whole = error
     try:
-        found = [step for step in TableWalk(vfs, path).steps() if isinstance(step, Damage)]
+        found = [step for step in TableWalk(vfs, path, meta).steps() if isinstance(step, Damage)]
     except UnsupportedFormat:
         raise
     except StorageError as error:

