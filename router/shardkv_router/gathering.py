@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 
-from shardkv.errors import BatchTooLarge, OutcomeUnknown, ShardKVError
+from shardkv.errors import BatchTooLarge, InvalidArgument, OutcomeUnknown, RemoteProtocolError, ShardKVError
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
+    PayloadDecoder,
     Read,
     ReadReply,
     ShardProblem,
@@ -66,14 +68,20 @@ class ReadGather:
             if isinstance(answer, ShardKVError):
                 self._fail(answer)
             elif self._fits(len(answer)):
-                values = self._values
-                for index, value in zip(indexes, decode_read_reply(answer).values, strict=True):
-                    values[index] = value
+                self._take(indexes, answer)
             self._left -= 1
             if not self._left:
                 self._done(self._error or ReadReply(self._values))
 
         return ended
+
+    def _take(self, indexes: list[int], answer: msgspec.Raw) -> None:
+        values = _understood(decode_read_reply, answer, lambda reply: reply.values, len(indexes))
+        if values is None:
+            self._fail(RemoteProtocolError("A node answered a read with something else."))
+            return
+        for index, value in zip(indexes, values, strict=True):
+            self._values[index] = value
 
     def _fits(self, size_bytes: int) -> bool:
         """Whether the reply can take this many bytes more; if not, it becomes an error."""
@@ -101,10 +109,12 @@ class WriteGather:
         """The callback of the part with the operations at `indexes`."""
 
         def ended(answer: msgspec.Raw | ShardKVError) -> None:
+            count = len(indexes)
             if isinstance(answer, ShardKVError):
-                results = self._failed(shard_id, len(indexes), answer)
+                results = self._failed(shard_id, count, answer)
             else:
-                results = decode_write_reply(answer).results
+                told = _understood(decode_write_reply, answer, lambda reply: reply.results, count)
+                results = told if told is not None else self._failed(shard_id, count, _NONSENSE)
             for index, result in zip(indexes, results, strict=True):
                 self._results[index] = result
             self._left -= 1
@@ -117,6 +127,18 @@ class WriteGather:
         self._problems.append(ShardProblem(shard_id, error.code, error.message, error.detail, error.hint))
         fate = WriteResult.UNKNOWN if isinstance(error, OutcomeUnknown) else WriteResult.REFUSED
         return bytes((fate,)) * count
+
+
+_NONSENSE = OutcomeUnknown("A node answered a write with something else.", hint="Read the keys before writing again.")
+
+
+def _understood(decode: PayloadDecoder, answer: msgspec.Raw, column: Callable[[Any], Any], count: int) -> Any:
+    """The column of a node's reply, or None when it is no such reply or not as long as asked."""
+    try:
+        found = column(decode(answer))
+    except InvalidArgument:
+        return None
+    return found if len(found) == count else None
 
 
 def read_part(keys: Sequence[bytes], indexes: list[int]) -> msgspec.Raw:

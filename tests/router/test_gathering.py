@@ -1,4 +1,7 @@
-from shardkv.errors import BatchTooLarge, OutcomeUnknown, ShardUnavailable
+import msgspec
+import pytest
+
+from shardkv.errors import BatchTooLarge, OutcomeUnknown, RemoteProtocolError, ShardUnavailable
 from shardkv.topology.placement import place_keyspace
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
@@ -76,3 +79,23 @@ def test_a_write_tells_the_fate_of_every_operation() -> None:
         (2, "shard_unavailable"),
         (3, "outcome_unknown"),
     ]
+
+
+@pytest.mark.parametrize("answer", [raw(ReadReply([b"one", b"too many"])), raw(["no", "reply", 1]), raw(None)])
+def test_a_read_of_nonsense_from_a_node_is_an_error_and_ends(answer: msgspec.Raw) -> None:
+    answers: list[object] = []
+    gather = ReadGather(2, 2, 10**6, answers.append)
+    gather.part([0])(answer)
+    gather.part([1])(raw(ReadReply([b"x"])))
+    assert [type(answer) for answer in answers] == [RemoteProtocolError]
+
+
+@pytest.mark.parametrize("answer", [raw(WriteReply(b"\0\0", 1, [])), raw(["no", "reply", 1]), raw(None)])
+def test_a_write_answered_with_nonsense_is_unknown_and_ends(answer: msgspec.Raw) -> None:
+    answers: list[WriteReply] = []
+    gather = WriteGather(2, 2, answers.append)
+    gather.part(1, [0])(answer)
+    gather.part(2, [1])(raw(WriteReply(b"\0", 5, [])))
+    (reply,) = answers
+    assert list(reply.results) == [WriteResult.UNKNOWN, WriteResult.APPLIED]
+    assert [(problem.shard, problem.code) for problem in reply.problems] == [(1, "outcome_unknown")]
