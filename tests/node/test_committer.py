@@ -190,3 +190,50 @@ def test_waiting_writes_are_bounded_however_small_they_are(monkeypatch: pytest.M
         w.put(b"room again")
 
     run(story)
+
+
+def test_room_in_the_queue_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer_module, "QUEUED_BYTES_MAX", 5_000)
+
+    async def story(w: World) -> None:
+        for _ in range(20):
+            w.put(b"a")
+            w.put(b"b")
+            await turn()
+            w.syncer.finish()
+        assert len(w.ended) == 40
+
+    run(story)
+
+
+def test_a_group_is_closed_at_its_size() -> None:
+    async def story(w: World) -> None:
+        w.put(b"first")
+        await turn()
+        for number in range(3):
+            w.put(b"%d" % number, bytes(5 << 20))
+        w.syncer.finish()
+        await turn()
+        w.syncer.finish()
+        assert len(w.ended) == 3, "two of five MiB fill a group"
+        await turn()
+        w.syncer.finish()
+        assert len(w.ended) == 4
+
+    run(story)
+
+
+def test_writes_wait_while_the_store_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(w: World) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "stalled", property(lambda _: True))
+            w.put(b"k")
+            await turn()
+            assert not w.syncer.waiting
+        assert w.store.on_progress is not None
+        w.store.on_progress()
+        await turn()
+        w.syncer.finish()
+        assert w.ended[0].applied
+
+    run(story)

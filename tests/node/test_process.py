@@ -9,13 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from shardkv.errors import ShardKVError, StaleEpoch, StorageError, StoreMismatch, StorePoisoned, WrongShard
+from shardkv.errors import (
+    OutcomeUnknown,
+    ShardKVError,
+    StaleEpoch,
+    StorageError,
+    StoreMismatch,
+    StorePoisoned,
+    WrongShard,
+)
 from shardkv.limits import DEFAULT_LIMITS
 from shardkv.metadata.register import register_node
 from shardkv.topology.documents import NodeDocument, ShardDocument, decode_document, encode_document
 from shardkv.transport.peer import Peer
 from shardkv.wire.hello import Identity
-from shardkv.wire.messages import MetaPut, Op, RawReply, Read, Write, decode_read_reply, raw, reply_error
+from shardkv.wire.messages import (
+    MetaPut,
+    Op,
+    RawReply,
+    Read,
+    Scan,
+    Write,
+    decode_page,
+    decode_read_reply,
+    raw,
+    reply_error,
+)
 from shardkv_node.engine.options import Options
 from shardkv_node.process import NodeProcess, NodeSettings
 from tests.shardkv.metadata.world import MetaWorld, meta_client, meta_world
@@ -135,6 +154,36 @@ def test_a_node_whose_store_was_poisoned_in_the_background_ends(tmp_path: Path) 
         async with node_world(tmp_path, "interval") as world:
             await world.serving()
             world.node._store.health.poison(StorageError("A sync failed."))
+            with pytest.raises(StorePoisoned):
+                await world.running
+
+    asyncio.run(main())
+
+
+def test_a_scan_is_refused_when_one_of_its_shards_is_not_owned_at_its_epoch(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path) as world:
+            await world.serving()
+            for pairs, error in (([(1, 1), (2, 9)], StaleEpoch), ([(1, 1), (77, 1)], WrongShard)):
+                asked = Scan(b"", None, False, False, 10, 1000, pairs)
+                reply = await world.ask(Op.SCAN, asked, shard=None, epoch=None)
+                assert reply.status == 1
+                assert isinstance(reply_error(reply.payload), error)
+            reply = await world.ask(Op.SCAN, Scan(b"", None, False, False, 10, 1000, [(1, 1)]), shard=None, epoch=None)
+            assert decode_page(reply.payload).shards == [1]
+
+    asyncio.run(main())
+
+
+def test_a_write_whose_sync_failed_is_unknown_and_the_node_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path) as world:
+            await world.serving()
+            answered = world.node._store._syncer
+            answered.submit = lambda sync, done, *, delay_s=0.0: done(StorageError("Broken."))  # type: ignore[method-assign]
+            put = Write(None, None, 1, [b"k"], [b"v"], False)
+            reply = await world.ask(Op.WRITE, put, shard=1, epoch=1)
+            assert isinstance(reply_error(reply.payload), OutcomeUnknown)
             with pytest.raises(StorePoisoned):
                 await world.running
 
