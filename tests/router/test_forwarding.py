@@ -10,9 +10,12 @@ import pytest
 
 from shardkv.errors import (
     DeadlineExceeded,
+    DiskFull,
     Draining,
+    InvalidKey,
     OutcomeUnknown,
     Overloaded,
+    ShardKVError,
     ShardUnavailable,
     StaleEpoch,
     WrongShard,
@@ -240,5 +243,50 @@ def test_parts_wait_while_a_node_reads_nothing_and_go_when_it_does() -> None:
             proxy.heal()
             for one in sent:
                 assert not isinstance(await one.answer(10), Exception)
+
+    run(story)
+
+
+@pytest.mark.parametrize("error", [Overloaded("Too much."), DiskFull("No room."), InvalidKey("Empty.")])
+def test_an_answer_that_is_not_about_the_shard_goes_to_the_caller_at_once(error: ShardKVError) -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        node.answers = refuse(error)
+        async with router_world(node) as world:
+            told = await world.send(Op.WRITE).answer(0.5)
+            assert isinstance(told, type(error))
+            assert len(node.asked) == 1
+
+    run(story)
+
+
+def test_a_node_that_comes_back_elsewhere_is_found_there() -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        async with router_world(node) as world:
+            await node.stop()
+            before, node.port = node.port, 0
+            await node.start()
+            assert node.port != before
+            sent = world.send(Op.WRITE)
+            world.follow()
+            assert not isinstance(await sent.answer(), Exception)
+
+    run(story)
+
+
+def test_another_node_at_a_known_address_is_sent_nothing() -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        async with router_world(node, park_ms=200) as world:
+            await node.stop()
+            stranger = Node("node-2")
+            stranger.port = node.port
+            await stranger.start()
+            error = await world.send(Op.WRITE).answer()
+            assert isinstance(error, ShardUnavailable)
+            assert "node-2" in error.message
+            assert not stranger.asked
+            await stranger.stop()
 
     run(story)

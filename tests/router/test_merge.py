@@ -59,3 +59,13 @@ def test_keys_only_pages_have_no_values() -> None:
         [Page([b"b"], None, None, None), Page([b"a"], None, None, None)], reverse=True, limit=9, bytes_max=99
     )
     assert (merged.keys, merged.values, merged.frontier) == ([b"b", b"a"], None, None)
+
+
+def test_of_two_frontiers_the_nearer_one_counts() -> None:
+    near = Page([b"a"], [b"1"], b"b", None)
+    far = Page([b"b", b"c"], [b"2", b"3"], b"d", None)
+    merged = merge_pages([near, far], reverse=False, limit=9, bytes_max=99)
+    assert (merged.keys, merged.frontier) == ([b"a"], b"b")
+    near, far = Page([b"z"], [b"1"], b"y", None), Page([b"y", b"x"], [b"2", b"3"], b"x", None)
+    merged = merge_pages([near, far], reverse=True, limit=9, bytes_max=99)
+    assert (merged.keys, merged.frontier) == ([b"z", b"y"], b"y")

@@ -9,7 +9,7 @@ import pytest
 
 from shardkv.errors import DeadlineExceeded, RemoteProtocolError, ShardUnavailable, WrongShard
 from shardkv.transport.server import Connection
-from shardkv.wire.messages import Page, Request
+from shardkv.wire.messages import Page, Request, decode_scan
 from tests.router.world import Node, hold, refuse, reply_ok, router_world, run, until
 
 
@@ -144,5 +144,36 @@ def test_a_scan_cut_before_it_left_or_answered_is_asked_again() -> None:
                 assert peer._wire is not None
                 peer._wire.abort()
                 assert (await asking).keys == [b"a", b"b"]
+
+    run(story)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_range_scan_stops_where_a_shards_page_stopped(reverse: bool) -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        near = b"b\x80" if reverse else b"a\x01"
+
+        def part_of_it(node: Node, connection: Connection, request: Request) -> None:
+            ((shard, _),) = decode_scan(request.payload).shards or []
+            connection.reply(request.id, Page([near], [b"v"], near, [shard]))
+
+        node.answers = part_of_it
+        async with router_world(node) as world:
+            page = await world.page(reverse=reverse)
+            assert (page.keys, page.frontier) == ([near], near)
+            assert len(node.asked) == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize(("reverse", "keys", "frontier"), [(False, b"a", b"b"), (True, b"c", b"c")])
+def test_a_range_scan_with_rows_enough_ends_at_the_shards_end(reverse: bool, keys: bytes, frontier: bytes) -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        async with router_world(node, shards=3) as world:
+            page = await world.page(reverse=reverse, limit=1)
+            assert (page.keys, page.frontier) == ([keys], frontier)
+            assert len(node.asked) == 1
 
     run(story)
