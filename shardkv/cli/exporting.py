@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from typing import BinaryIO
 
 import click
 
-from shardkv.cli.options import BYTES, Target, as_json, with_target
+from shardkv.cli.options import BYTES, Target, as_json, counted, with_target
 from shardkv.cli.progress import Progress
 from shardkv.errors import InvalidArgument
 
@@ -38,13 +39,19 @@ def export(target: Target, file: str, *, prefix: bytes) -> None:
       shardkv export --prefix city:IS: - | head
     """
     rows = 0
-    with target.client() as db, _output(file) as out, Progress(None, "Exporting") as progress:
+    with target.client() as db, _output(file) as out, _progress(file) as progress:
         for key, value in db.scan(prefix=prefix or None):
             out.write(as_line(key, value))
             rows += 1
             if rows % SHOW_EVERY_ROWS == 0:
                 progress.show(0, rows)
-    click.echo(f"Exported {rows} rows.", err=True)
+    click.echo(f"Exported {counted(rows, 'row')}.", err=True)
+
+
+def _progress(file: str) -> Progress:
+    """No bar among the rows: not when they go to a terminal or to another program that may write there too."""
+    in_a_file = file != "-" or stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    return Progress(None, "Exporting", wanted=in_a_file)
 
 
 def as_line(key: bytes, value: bytes | None) -> bytes:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,19 @@ from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 import click
 
-from shardkv.cli.options import Target, as_json, with_target
+from shardkv.cli.options import Target, as_json, counted, with_target
 from shardkv.cli.progress import Progress
-from shardkv.errors import InvalidArgument, ShardKVError, from_wire
+from shardkv.errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, ShardKVError, from_wire
 
 if TYPE_CHECKING:
     from shardkv.cli.rows import BadRow, Lines, Row
+    from shardkv.client.sync import Client
 
 BATCH_ROWS = 4_000
 BATCH_BYTES = 4 * 1024 * 1024
+RETRY_S = 30.0
+"""How long a batch that failed is tried again: a node that died is back long before."""
+RETRY_PAUSE_S = 0.2
 
 
 class Options(TypedDict):
@@ -63,13 +69,12 @@ def import_command(
     form = form or {".csv": "csv", ".tsv": "tsv"}.get(Path(file).suffix.lower(), "jsonl")
     options = Options(format=form, key=template, prefix=prefix, keyspace=target.keyspace)
     if file == "-":
-        with Progress(None, "Importing") as progress:
-            rows = _load(target, sys.stdin.buffer, "standard input", options, None, progress, resume=False)
+        told = _load(target, sys.stdin.buffer, "standard input", options, None, None, resume=False)
     else:
-        with open(file, "rb") as stream, Progress(os.path.getsize(file), "Importing") as progress:
-            sidecar = Path(f"{file}.shardkv-progress")
-            rows = _load(target, stream, file, options, sidecar, progress, resume=resume)
-    click.echo(f"Imported {rows} rows.", err=True)
+        with open(file, "rb") as stream:
+            size, sidecar = os.path.getsize(file), Path(f"{file}.shardkv-progress")
+            told = _load(target, stream, file, options, size, sidecar, resume=resume)
+    click.echo(told, err=True)
 
 
 def _load(
@@ -77,12 +82,12 @@ def _load(
     stream: BinaryIO,
     name: str,
     options: Options,
+    size: int | None,
     sidecar: Path | None,
-    progress: Progress,
     *,
     resume: bool,
-) -> int:
-    """Store all rows; how many, with those of the import that is resumed."""
+) -> str:
+    """Store all rows; what was done, as a sentence."""
     from shardkv.cli.rows import Lines, read_header, read_rows
 
     lines = Lines(stream, name)
@@ -90,9 +95,12 @@ def _load(
     before = done = _resume(lines, sidecar, options) if resume and sidecar is not None else 0
     batches = _batches(read_rows(lines, options["format"], options["key"], options["prefix"].encode(), header))
     try:
-        with target.client() as db:
+        with target.client() as db, Progress(size, "Importing") as progress:
+            db.ping()
+            if sidecar is not None:
+                _note(sidecar, lines, options, done)
             for batch in batches:
-                db.batch_put([key for key, _ in batch.rows], [value for _, value in batch.rows])
+                _store(db, batch.rows, progress)
                 done += len(batch.rows)
                 progress.show(lines.offset, done, rows_before=before)
                 if batch.bad is not None:
@@ -100,10 +108,36 @@ def _load(
                 if sidecar is not None:
                     _note(sidecar, lines, options, done)
     except ShardKVError as error:
-        raise _stopped(error, done, resumable=sidecar is not None and sidecar.exists()) from error
+        raise _stopped(error, _how_far(done, sidecar)) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_far(done, sidecar)) from None
     if sidecar is not None:
         sidecar.unlink(missing_ok=True)
-    return done
+    parts = f": {before:,} by the earlier run, {done - before:,} by this one" if before else ""
+    return f"Imported {counted(done, 'row')}{parts}."
+
+
+def _store(db: Client[bytes], rows: list[Row], progress: Progress) -> None:
+    """Store one batch, again if need be: a row is written whole, so writing it twice does no harm.
+
+    Raises what the last attempt failed with once it was tried for RETRY_S.
+    """
+    end = None
+    while True:
+        try:
+            db.batch_put([key for key, _ in rows], [value for _, value in rows])
+            return
+        except ShardKVError as error:
+            if not (error.retriable or isinstance(error, OutcomeUnknown | DeadlineExceeded)):
+                raise
+            now = time.monotonic()
+            if end is None:
+                end = now + RETRY_S
+                if RETRY_S:
+                    progress.say(f"{error.message} Trying again for up to {RETRY_S:g} s.")
+            if now >= end:
+                raise
+        time.sleep(RETRY_PAUSE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,21 +187,33 @@ def _resume(lines: Lines, sidecar: Path, options: Options) -> int:
         raise InvalidArgument(f"{sidecar} cannot be read.", hint="Remove it and import without --resume.") from None
     if told.get("options") != options:
         raise InvalidArgument(
-            f"The unfinished import of {lines.name} had other options: {told.get('options')}.",
-            hint="Use the same ones, or leave out --resume to start again.",
+            f"The unfinished import of {lines.name} was started with {_options_text(told.get('options'))}.",
+            hint="Use the same options, or leave out --resume to start again.",
         )
     if not lines.skip(offset) or lines.digest() != digest:
         raise InvalidArgument(
             f"{lines.name} has changed in the part that was already imported.",
             hint="Leave out --resume to import all of it again.",
         )
-    click.echo(f"Resuming after {rows} rows.", err=True)
+    click.echo(f"Resuming after {counted(rows, 'row')}." if rows else "Resuming with the first row.", err=True)
     return rows
 
 
-def _stopped(error: ShardKVError, done: int, *, resumable: bool) -> ShardKVError:
-    """The same error, saying also what was stored and how to go on."""
-    how = " Run the same command with --resume to go on." if resumable else ""
-    return from_wire(
-        error.code, f"{error.message} {done} rows were stored.", error.detail, f"{error.hint}{how}".strip()
-    )
+def _options_text(options: object) -> str:
+    """Options as they are typed."""
+    told = options if isinstance(options, dict) else {}
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in told.items() if value) or "other options"
+
+
+def _how_far(done: int, sidecar: Path | None) -> str:
+    """What was stored and how to go on. Forgets an import that stored nothing."""
+    if sidecar is not None and not done:
+        sidecar.unlink(missing_ok=True)
+    how = " Run the same command with --resume to go on." if sidecar is not None and done else ""
+    return f"{counted(done, 'row')} {'was' if done == 1 else 'were'} stored.{how}"
+
+
+def _stopped(error: ShardKVError, how_far: str) -> ShardKVError:
+    """The same error, saying also what was stored and how to go on, which no outcome of a single write changes."""
+    hint = "" if isinstance(error, OutcomeUnknown) else f" {error.hint}"
+    return from_wire(error.code, error.message, error.detail, f"{hint} {how_far}".strip())

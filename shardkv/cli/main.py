@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return USAGE if isinstance(error, click.UsageError) else error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(f"Interrupted. {error.__cause__ or error}".rstrip(), err=True)
         return INTERRUPTED
     except BrokenPipeError:
         return _output_closed()

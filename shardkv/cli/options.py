@@ -73,6 +73,11 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
+def counted(number: int, what: str) -> str:
+    """A number with its noun: "1 row", "20,000 rows"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def printable(value: bytes) -> str:
     """Text for a person: on one line, what cannot be printed escaped as in Python."""
     text = value.decode(errors="backslashreplace")

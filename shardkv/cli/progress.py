@@ -1,4 +1,7 @@
-"""A progress bar on stderr with rate and time left; silent when stderr is not a terminal."""
+"""A progress bar on stderr with rate and time left; nothing when stderr is not a terminal.
+
+Invariant: the bar is gone when it ends, and what is said meanwhile stands above it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,21 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
 
 class Progress:
-    """`total_bytes` None: the size is not known, so there is no bar and no time left, only count and rate."""
+    """`total_bytes` None: the size is not known, so there is no bar and no time left, only count and rate.
 
-    def __init__(self, total_bytes: int | None, label: str) -> None:
+    `wanted` False: nothing is shown, because what the command writes goes to the same terminal.
+    """
+
+    def __init__(self, total_bytes: int | None, label: str, *, wanted: bool = True) -> None:
+        self._wanted = wanted
         self._total = total_bytes
         self._label = label
         self._bar: Bar | None = None
@@ -23,7 +32,7 @@ class Progress:
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if self._wanted and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -35,6 +44,7 @@ class Progress:
                 *(known if self._total is not None else [TimeElapsedColumn()]),
                 TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
                 console=Console(stderr=True),
+                transient=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total, rows=0, rate=0.0)
@@ -49,3 +59,10 @@ class Progress:
         if self._bar is not None and self._task is not None:
             took = max(time.monotonic() - self._began, 1e-3)
             self._bar.update(self._task, completed=bytes_done, rows=rows, rate=(rows - rows_before) / took)
+
+    def say(self, text: str) -> None:
+        """Print a line on stderr, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=True)

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -21,11 +22,11 @@ ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
 class Terminal:
     """A `shardkv` command that has a terminal for input and output."""
 
-    def __init__(self, *arguments: str, home: Path) -> None:
+    def __init__(self, *arguments: str, home: Path, program: list[str] | None = None) -> None:
         self._ours, theirs = pty.openpty()
         self._seen = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "shardkv", *arguments],
+            program or [sys.executable, "-m", "shardkv", *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -50,6 +51,15 @@ class Terminal:
         self._seen = text[found.end() :]
         return text[: found.end()].decode()
 
+    def rest(self) -> str:
+        """What an ended command printed after the last match."""
+        while select.select([self._ours], [], [], 0.05)[0]:
+            try:
+                self._seen += os.read(self._ours, 65536)
+            except OSError:
+                break
+        return self._seen.decode()
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -57,8 +67,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str, home: Path) -> Iterator[Terminal]:
-    opened = Terminal(*arguments, home=home)
+def terminal(*arguments: str, home: Path, program: list[str] | None = None) -> Iterator[Terminal]:
+    opened = Terminal(*arguments, home=home, program=program)
     try:
         yield opened
     finally:
@@ -71,7 +81,7 @@ def test_an_import_shows_rate_and_time_left(router, tmp_path):
     router.delay_s = lambda op: 0.02
     with terminal("import", str(source), home=tmp_path) as shown:
         shown.wait_for(r"Importing .*%.*ETA.* rows, [\d,]+/s")
-        shown.wait_for("Imported 20000 rows")
+        shown.wait_for("Imported 20,000 rows")
         assert shown.process.wait(10) == 0
 
 
@@ -93,3 +103,27 @@ def test_the_shell_completes_keys_and_remembers_lines(router, tmp_path):
         shown.wait_for(r"John\s+shardkv>")
         shown.type("\x04")
         assert shown.process.wait(10) == 0
+
+
+def test_an_interrupted_import_says_how_far_it_came_and_resumes_above_its_bar(router, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"".join(as_line(b"k%05d" % number, b"v" * 50) for number in range(40_000)))
+    router.delay_s = lambda op: 0.2
+    with terminal("import", str(source), home=tmp_path) as shown:
+        shown.wait_for("Importing .*[1-9],000 rows")
+        shown.process.send_signal(signal.SIGINT)
+        shown.wait_for(r"Interrupted\. \d+,000 rows were stored\. Run the same command with --resume to go on\.")
+        assert shown.process.wait(10) == 130
+    router.delay_s = lambda op: 0.01
+    with terminal("import", str(source), "--resume", home=tmp_path) as shown:
+        assert "Importing" not in shown.wait_for(r"Resuming after \d+,000 rows\.\r\n")
+        shown.wait_for(r"Imported 40,000 rows: \d+,000 by the earlier run")
+
+
+def test_an_export_into_a_pipe_shows_no_bar_and_ends_quietly_when_its_reader_does(router, tmp_path):
+    router.store = {b"k%05d" % number: b"v" * 50 for number in range(30_000)}
+    command = f"{sys.executable} -m shardkv export - | head -1"
+    with terminal(home=tmp_path, program=["sh", "-c", command]) as shown:
+        assert shown.process.wait(20) == 0
+        assert shown.wait_for(r"\}\r\n") == '{"key":"k00000","value":"' + "v" * 50 + '"}\r\n'
+        assert shown.rest() == ""
