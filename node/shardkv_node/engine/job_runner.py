@@ -4,7 +4,8 @@ Invariants:
   - every submitted job is answered exactly once through `post`, unless `close` came first: after `close` nothing is;
   - a worker that dies costs a retry under a new job id, so the outputs of two attempts never meet; those of the dead
     one are removed;
-  - at most `workers` jobs run at a time, in the order they were submitted.
+  - at most `workers` flushes and as many other jobs run at a time, each kind in the order submitted: a flush has a
+    worker of its own, so that it never waits for a compaction, which may take minutes.
 
 A worker is started by the first job and ended after a while without one. It is a fresh Python (`subprocess`, never a
 fork): it inherits no descriptor, so no lock, and it ends by itself when this process dies, because its stdin closes.
@@ -27,7 +28,7 @@ import msgspec
 
 from shardkv.errors import ShardKVError, StorageError
 from shardkv_node.engine.filenames import parse_table_name
-from shardkv_node.engine.job import Job, JobResult
+from shardkv_node.engine.job import FlushJob, Job, JobResult
 from shardkv_node.engine.run_job import run
 from shardkv_node.engine.vfs import OsVfs, Vfs
 from shardkv_node.engine.worker_protocol import decode_reply, encode_job, read_message, write_message
@@ -43,6 +44,9 @@ Done = Callable[[Outcome], None]
 Post = Callable[[Callable[[], None]], None]
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "shardkv_node.engine.worker")
+
+
+_Jobs = queue.SimpleQueue[tuple[Job, Done] | None]
 
 
 class JobRunner:
@@ -64,37 +68,44 @@ class JobRunner:
     ) -> None:
         self._post = post
         self._vfs = vfs if vfs is not None else OsVfs()
-        self._queue: queue.SimpleQueue[tuple[Job, Done] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._lanes = [
-            _Lane(self._queue, post, self._closed, self._vfs, command, retry_pause_s, idle_s) for _ in range(workers)
-        ]
+
+        def lane(jobs: _Jobs) -> _Lane:
+            return _Lane(jobs, post, self._closed, self._vfs, command, retry_pause_s, idle_s)
+
+        flushes, others = _Jobs(), _Jobs()
+        self._flush_lanes = [lane(flushes) for _ in range(workers)]
+        self._other_lanes = [lane(others) for _ in range(workers)]
 
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now."""
-        return [pid for lane in self._lanes if (pid := lane.pid) is not None]
+        return [pid for lane in self._lanes() if (pid := lane.pid) is not None]
 
     def submit(self, job: Job, done: Done) -> None:
         """Run the job some time; `done` gets its result, or the error when it failed or no worker survived it."""
         if self._closed.is_set():
             return
-        if not self._lanes:
+        lanes = self._flush_lanes if isinstance(job, FlushJob) else self._other_lanes
+        if not lanes:
             outcome = _run_inline(self._vfs, job)
             self._post(lambda: done(outcome))
             return
-        self._queue.put((job, done))
-        for lane in self._lanes:
+        lanes[0].jobs.put((job, done))
+        for lane in lanes:
             lane.start()
 
     def close(self) -> None:
         """End the workers, whatever they do, and wait for their end. Safe to call twice; returns within seconds."""
         self._closed.set()
-        for lane in self._lanes:
-            self._queue.put(None)
+        for lane in self._lanes():
+            lane.jobs.put(None)
             lane.end_worker()
-        for lane in self._lanes:
+        for lane in self._lanes():
             lane.join()
+
+    def _lanes(self) -> list[_Lane]:
+        return [*self._flush_lanes, *self._other_lanes]
 
 
 def _run_inline(vfs: Vfs, job: Job) -> Outcome:
@@ -109,7 +120,7 @@ class _Lane:
 
     def __init__(
         self,
-        jobs: queue.SimpleQueue[tuple[Job, Done] | None],
+        jobs: _Jobs,
         post: Post,
         closed: threading.Event,
         vfs: Vfs,
@@ -117,7 +128,7 @@ class _Lane:
         retry_pause_s: float,
         idle_s: float,
     ) -> None:
-        self._jobs = jobs
+        self.jobs = jobs
         self._post = post
         self._closed = closed
         self._vfs = vfs
@@ -160,7 +171,7 @@ class _Lane:
     def _feed(self) -> None:
         while not self._closed.is_set():
             try:
-                item = self._jobs.get(timeout=self._idle_s)
+                item = self.jobs.get(timeout=self._idle_s)
             except queue.Empty:
                 self.end_worker()
                 continue

@@ -13,8 +13,10 @@ import queue
 import signal
 import sys
 import threading
+import time
 from typing import BinaryIO, cast
 
+from shardkv_node.engine.job import CompactionJob, Pause, no_pause
 from shardkv_node.engine.run_job import run
 from shardkv_node.engine.vfs import OsVfs
 from shardkv_node.engine.worker_protocol import decode_job, encode_reply, read_message, write_message
@@ -35,13 +37,28 @@ def main() -> None:
     while True:
         body = jobs.get()
         try:
-            reply = encode_reply(run(vfs, decode_job(body)))
+            job = decode_job(body)
+            reply = encode_reply(run(vfs, job, pace(job.bytes_per_s) if isinstance(job, CompactionJob) else no_pause))
         except Exception as error:  # noqa: BLE001  every failure of a job is an answer, also that of a bug
             reply = encode_reply(error)
         try:
             write_message(replies, reply)
         except OSError:
             return
+
+
+def pace(bytes_per_s: int) -> Pause:
+    """A pause that keeps a job from writing faster than this; 0: no limit."""
+    if not bytes_per_s:
+        return no_pause
+    started = time.monotonic()
+
+    def pause(written_bytes: int) -> None:
+        ahead_s = written_bytes / bytes_per_s - (time.monotonic() - started)
+        if ahead_s > 0:
+            time.sleep(ahead_s)
+
+    return pause
 
 
 def _read_jobs(requests: BinaryIO, jobs: queue.SimpleQueue[bytes]) -> None:

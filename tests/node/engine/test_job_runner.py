@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from shardkv.errors import Corruption, StorageError
 from shardkv_node.engine import job_runner
-from shardkv_node.engine.job import CompactionInput, CompactionJob, JobResult
+from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult
 from shardkv_node.engine.job_runner import JobRunner, Outcome
 from shardkv_node.engine.vfs import OsVfs
 from shardkv_node.engine.worker_protocol import decode_job, decode_reply, encode_job, encode_reply
@@ -113,6 +114,35 @@ def test_without_workers_jobs_run_inline(tmp_path: Path) -> None:
     runner.submit(some_job(tmp_path), outcomes.append)
     check_result(tmp_path, outcomes[0])
     runner.close()
+
+
+def test_a_flush_never_waits_behind_a_compaction(tmp_path: Path) -> None:
+    owner = Owner()
+    with running(owner) as runner:
+        slow = msgspec.structs.replace(some_job(tmp_path, rows=100_000), bytes_per_s=1)
+        runner.submit(slow, owner.outcomes.append)
+        empty = FlushJob(
+            job_id="0badcafe",
+            output_directory=str(tmp_path / "out"),
+            file_number=1,
+            segments=[],
+            tablets={},
+            options=options(),
+        )
+        runner.submit(empty, owner.outcomes.append)
+        assert owner.wait() == [JobResult({})]
+        assert len(runner.worker_pids) == 2
+
+
+def test_a_compaction_keeps_to_its_rate(tmp_path: Path) -> None:
+    job = some_job(tmp_path, rows=30_000)
+    size = job.runs[0][0].meta.size
+    owner = Owner()
+    with running(owner) as runner:
+        runner.submit(msgspec.structs.replace(job, bytes_per_s=2 * size), owner.outcomes.append)
+        started = time.monotonic()
+        assert isinstance(owner.wait()[0], JobResult)
+        assert time.monotonic() - started > 0.35
 
 
 def test_a_worker_killed_in_the_middle_costs_a_retry(tmp_path: Path) -> None:
