@@ -2,7 +2,7 @@
 
 Invariants: at most one group is between log and apply; groups are applied in the order they were logged; a write is
 acknowledged only after its group was applied, and in `always` mode only after its group was synced. Writes wait
-here, bounded in bytes, while the store is stalled.
+here, bounded in bytes, while the store is stalled or slows writers down.
 A failed write or sync of the log is fatal: `on_fatal` runs, and the writes in question end in OutcomeUnknown. So is
 a group that was logged and could not be applied: memory and log no longer agree, and only recovery puts that right.
 """
@@ -76,6 +76,11 @@ class Committer:
         """Log what is queued as one group, and see to its sync."""
         self._form_due = False
         if self._busy or not self._queue or self._store.stalled:
+            return
+        delay_s = self._store.write_delay_s()
+        if delay_s:
+            self._form_due = True
+            self._loop.call_later(delay_s, self._form)
             return
         writes = self._take()
         if not writes:

@@ -139,13 +139,16 @@ class GroupCommit:
             self._pass_on()
 
     def _wait_for_room(self) -> None:
-        """Return when the store does not stall, which `log_group` leaves to its caller. Raises why it will not end."""
+        """Wait while the store stalls or slows writers; `log_group` leaves it to its caller. Raises why it will not end."""
         store = self._store
         while not self._closed and store.stalled:
             refusal = store.write_refusal()
             if refusal is not None:
                 raise refusal
             self._progress.wait(WAIT_S)
+        delay_s = store.write_delay_s()
+        if delay_s and not self._closed:
+            self._progress.wait(min(delay_s, WAIT_S))
         if self._closed:
             raise closed_error(store.directory)
 

@@ -6,7 +6,7 @@ The owner's duties, for each group of writes:
        when `sync_due()`, `target = sync_target()`, `target.sync()` in any thread, then `synced(target)`, or
        `fail(error)` when the sync raised, and never another sync
     3. `apply_group(group)`          now reads see the writes, and they may be acknowledged
-  - before 1, ask `write_refusal()`, and wait for `on_progress` while `stalled`;
+  - before 1, ask `write_refusal()`, wait `write_delay_s()`, and wait for `on_progress` while `stalled`;
   - a result of a background job arrives through `post`, which must run it in the owner's context.
 
 Invariants:
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from shardkv.errors import InvalidArgument, StorageError, StoreClosed
 from shardkv.hybrid_clock import HybridClock
 from shardkv_node.engine import filenames
+from shardkv_node.engine.backpressure import Backpressure
 from shardkv_node.engine.columns import TERM_MAX, make_version
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.health import Health
@@ -50,6 +51,9 @@ Post = Callable[[Callable[[], None]], None]
 
 RECOVERED_SEGMENTS_MAX = 8
 """More closed segments than this after an open are flushed, so that restarts do not pile them up."""
+
+FREEZE_UNSYNCED_BYTES = 1024 * 1024
+"""With more than this unsynced, a segment is synced in the background before it is closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,9 +142,9 @@ class Store(Reads):
         self._syncer = syncer
         self._in_flight: Group | None = None
         self._syncing: LogWriter | None = None
-        self._stalls = 0
         self._snapshots = 0
         self._dismantler = Dismantler(post)
+        self.backpressure = Backpressure(options, monotonic)
         self._writes = 0
         self.closed = False
         self.health = Health(vfs, directory, reserve_bytes=options.disk_reserve_bytes, monotonic=monotonic)
@@ -214,11 +218,16 @@ class Store(Reads):
     def stalled(self) -> bool:
         """Writers must wait: flush or compaction is behind, and taking more would use memory or files without bound."""
         frozen_full = len(self.maintenance.frozen) >= self.options.frozen_memtables_max and self._memtable_full
-        if frozen_full or self.maintenance.most_level0_tables >= self.options.l0_stall_tables:
-            self._stalls += 1
+        stalled = frozen_full or self.maintenance.most_level0_tables >= self.options.l0_stall_tables
+        if stalled or self.backpressure.stalling:
+            self.backpressure.note_stall(stalled=stalled)
+        if stalled:
             self.maintenance.schedule()
-            return True
-        return False
+        return stalled
+
+    def write_delay_s(self) -> float:
+        """How long to wait before the next group, so that compaction keeps up; 0 while it does."""
+        return self.backpressure.delay_s(self.maintenance.most_level0_tables)
 
     def write_refusal(self) -> StorageError | None:
         """Why a write cannot be taken now (closed, poisoned, disk nearly full, background work failing), or None."""
@@ -241,10 +250,13 @@ class Store(Reads):
         self._make_room()
         accepted, refused, entries = sequence(writes, self._tablets, self.term, self.time_ms)
         if entries:
+            before = self._log.offset
             try:
                 self._log.append(entries, self._tick())
             except StorageError as error:
                 raise self.health.poison(error) from error
+            if self.maintenance.most_level0_tables >= self.options.l0_slow_tables:
+                self.backpressure.note_group(self._log.offset - before, self.maintenance.most_level0_tables)
         for write, tablet in accepted:
             tablet.last_seqno += 1
             write.version = make_version(self.term, tablet.last_seqno)
@@ -391,8 +403,11 @@ class Store(Reads):
         found = {
             "tablets": len(self._tablets),
             "writes": self._writes,
-            "stalls": self._stalls,
             "snapshots": self._snapshots,
+            "stalls": self.backpressure.stalls,
+            "stalled_ms": int(self.backpressure.stalled_s * 1000),
+            "slowdowns": self.backpressure.slowdowns,
+            "slowed_ms": int(self.backpressure.slowed_s * 1000),
             "memtable_bytes": self._active_bytes,
             "memtable_rows": self.memory_rows,
             "frozen_memtables": len(maintenance.frozen),
@@ -462,9 +477,30 @@ class Store(Reads):
 
     def _make_room(self) -> None:
         if self._memtable_full and len(self.maintenance.frozen) < self.options.frozen_memtables_max:
-            self._freeze()
+            if self._freeze_is_cheap():
+                self._freeze()
         elif self.health.background is not None:
             self.maintenance.schedule()
+
+    def _freeze_is_cheap(self) -> bool:
+        """Whether little of the segment is unsynced, so that closing it does not hold up the caller.
+
+        Else a sync is begun in the background and the memtable grows on meanwhile, by a quarter at most.
+        """
+        log, bytes_max = self._log, self.options.memtable_bytes_max
+        unsynced_max = min(FREEZE_UNSYNCED_BYTES, bytes_max // 8)
+        if self.options.durability == "always" or log.offset - log.synced_offset <= unsynced_max:
+            return True
+        if self._active_bytes >= bytes_max * 5 // 4 or log.offset >= bytes_max * 5 // 2:
+            return True
+        if self._syncing is None:
+            target = self.sync_target()
+
+            def ended(error: StorageError | None) -> None:
+                self._sync_ended(target, error)
+
+            self._syncer.submit(target.sync, ended)
+        return log.offset - log.synced_offset <= unsynced_max
 
     def _freeze(self) -> None:
         """Close the segment, start the next, and hand the memtables to a flush. A failure poisons the store."""
