@@ -9,13 +9,15 @@ compute it with `columns_charge` and `index_charge`. Not thread-safe: it belongs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 # A bytes object has 33 bytes of header and padding to 16, and a list 8 for each reference: 48 each on average.
 _OBJECT_BYTES = 48
 _BLOCK_BYTES = 600
 _INT_BYTES = 40
+
+_OFFSET_BITS = 48
+_BASE_MASK = -1 << _OFFSET_BITS
 
 
 def columns_charge(rows: int, raw_bytes: int) -> int:
@@ -31,7 +33,7 @@ def index_charge(entries: int, raw_bytes: int) -> int:
 class BlockCache:
     """Blocks by an int key. A table takes a base for its keys from `new_base` and adds the block's offset."""
 
-    __slots__ = ("_blocks", "_next_base", "bytes_max", "charged_bytes", "hits", "misses")
+    __slots__ = ("_blocks", "_keys", "_next_base", "bytes_max", "charged_bytes", "hits", "misses")
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -39,6 +41,8 @@ class BlockCache:
         self.hits = 0
         self.misses = 0
         self._blocks: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+        self._keys: dict[int, set[int]] = {}
+        """Per table, the keys of its blocks that are held."""
         self._next_base = 0
 
     def __len__(self) -> int:
@@ -46,7 +50,7 @@ class BlockCache:
 
     def new_base(self) -> int:
         """A base that no other table has; offsets are below 2**48."""
-        self._next_base += 1 << 48
+        self._next_base += 1 << _OFFSET_BITS
         return self._next_base
 
     def get(self, key: int) -> Any:
@@ -65,16 +69,24 @@ class BlockCache:
         replaced = blocks.pop(key, None)
         if replaced is not None:
             self.charged_bytes -= replaced[1]
+            self._unlist(key)
         if charge > self.bytes_max:
             return
         blocks[key] = (block, charge)
+        self._keys.setdefault(key & _BASE_MASK, set()).add(key)
         self.charged_bytes += charge
         while self.charged_bytes > self.bytes_max:
-            self.charged_bytes -= blocks.popitem(last=False)[1][1]
+            oldest, held = blocks.popitem(last=False)
+            self.charged_bytes -= held[1]
+            self._unlist(oldest)
 
-    def forget(self, base: int, offsets: Sequence[int]) -> None:
-        """Drop the blocks of one table at these offsets."""
-        for offset in offsets:
-            dropped = self._blocks.pop(base + offset, None)
-            if dropped is not None:
-                self.charged_bytes -= dropped[1]
+    def forget(self, base: int) -> None:
+        """Drop all blocks of the table with this base, at once: its file is closed or gone."""
+        for key in self._keys.pop(base, ()):
+            self.charged_bytes -= self._blocks.pop(key)[1]
+
+    def _unlist(self, key: int) -> None:
+        keys = self._keys[key & _BASE_MASK]
+        keys.discard(key)
+        if not keys:
+            del self._keys[key & _BASE_MASK]

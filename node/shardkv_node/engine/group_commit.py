@@ -139,7 +139,7 @@ class GroupCommit:
             self._pass_on()
 
     def _wait_for_room(self) -> None:
-        """Wait while the store stalls or slows writers; `log_group` leaves it to its caller. Raises why it will not end."""
+        """Wait while the store stalls or slows writers; `log_group` leaves it to us. Raises why it will not end."""
         store = self._store
         while not self._closed and store.stalled:
             refusal = store.write_refusal()

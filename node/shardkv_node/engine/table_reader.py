@@ -133,10 +133,10 @@ class Table:
         return table
 
     def close(self) -> None:
-        """Close the descriptor and give the cached index blocks back; the rest of the cache ages out."""
+        """Close the descriptor and give the memory of all cached blocks back."""
         self._files.close(self.path)
         if self._cache is not None:
-            self._cache.forget(self._cache_base, self._offsets)
+            self._cache.forget(self._cache_base)
 
     def find(self, key: bytes) -> tuple[Columns, int] | None:
         """The block that holds the key and the row in it, deletes included; None when the key is not here."""

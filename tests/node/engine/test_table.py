@@ -240,6 +240,25 @@ def test_the_cache_stays_inside_its_bytes() -> None:
     assert cache.charged_bytes == sum(charge for _block, charge in cache._blocks.values())
 
 
+def test_a_closed_table_leaves_the_cache_at_once_and_others_stay() -> None:
+    vfs, cache, rows = CrashVfs(), BlockCache(1 << 24), {b"%05d" % n: b"v" * 50 for n in range(2000)}
+    tables = []
+    for number in range(2):
+        path = f"/{number}.sst"
+        tables.append(Table.open(vfs, path, write_table(vfs, path, rows), cache))
+    read_all(tables[0])
+    alone = cache.charged_bytes
+    read_all(tables[1])
+    assert cache.charged_bytes == 2 * alone > 0
+    tables[0].close()
+    assert cache.charged_bytes == alone
+    misses = cache.misses
+    read_all(tables[1])
+    assert cache.misses == misses, "the blocks of the open table are still there"
+    tables[1].close()
+    assert cache.charged_bytes == len(cache) == 0
+
+
 def test_open_files_are_bounded() -> None:
     vfs = CrashVfs()
     files, cache = OpenFiles(vfs, 3), BlockCache(0)
