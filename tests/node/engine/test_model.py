@@ -1,4 +1,6 @@
-"""Random histories of a store against a dict: writes, scans, flushes, compactions, restarts, crashes in any order."""
+"""Random histories of a store against a dict: writes with and without conditions and times to live, scans, snapshots,
+range deletes, flushes, compactions, restarts, crashes in any order, while the clock goes on, or back.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,27 @@ from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from shardkv.errors import ConditionFailed
+from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING, pack_u64
+from shardkv_node.engine.reads import Reads
+from shardkv_node.engine.snapshot import StoreSnapshot
+from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import InlineSyncer
+from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_nothing, keep_some
-from tests.node.engine.store_driver import TINY, commit, open_store
+from tests.node.engine.store_driver import STORE, TINY, commit_write
 
 KEYS = st.one_of(st.integers(0, 60).map(b"k%02d".__mod__), st.binary(min_size=1, max_size=3))
 VALUES = st.one_of(st.none(), st.binary(max_size=8), st.integers(0, 400).map(lambda n: b"v" * n))
+TTLS = st.one_of(st.just(0), st.just(0), st.integers(1, 60))
+OPERATIONS = st.lists(st.tuples(KEYS, VALUES, TTLS), min_size=1, max_size=25)
+BOUNDS = st.lists(st.binary(max_size=3), min_size=2, max_size=2).map(sorted)
+SNAPSHOTS_MAX = 3
+
+Row = tuple[bytes, int, int]
+"""Value, version, expiry (0: never)."""
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -33,49 +49,158 @@ class StoreMachine(RuleBasedStateMachine):
             table_bytes_max=table,
             block_cache_bytes=cache,
         )
+        self.now_ms = self.wall_ms = 1_000_000
         self.vfs = CrashVfs()
-        self.store = open_store(self.vfs, self.options)
+        self.store = self.open_store()
         self.tablet = self.store.create_tablet(b"t")
-        self.model: dict[bytes, bytes] = {}
+        self.rows: dict[bytes, Row] = {}
+        self.snapshots: list[tuple[StoreSnapshot, dict[bytes, Row]]] = []
 
-    @rule(operations=st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=25))
-    def write(self, operations: list[tuple[bytes, bytes | None]]) -> None:
-        write = commit(self.store, self.tablet, operations)
-        existed = []
-        for key, value in operations:
-            existed.append(key in self.model)
-            self.model.pop(key, None)
+    def open_store(self) -> Store:
+        return Store.open(
+            STORE,
+            self.options,
+            vfs=self.vfs,
+            post=lambda call: call(),
+            syncer=InlineSyncer(),
+            now_ms=lambda: self.wall_ms,
+        )
+
+    def live(self) -> dict[bytes, Row]:
+        """The rows that have not ended."""
+        return {key: row for key, row in self.rows.items() if not row[2] or row[2] > self.now_ms}
+
+    # --- writes ---
+
+    def commit(self, operations: list[tuple[bytes, bytes | None, int]], conditions: list[tuple[bytes, int]]) -> Write:
+        expiries = [self.now_ms + ttl if ttl and value is not None else 0 for _, value, ttl in operations]
+        kinds = [
+            DELETE if value is None else PUT_EXPIRING if expiry else PUT
+            for (_, value, _), expiry in zip(operations, expiries, strict=True)
+        ]
+        write = Write(
+            self.tablet,
+            [key for key, _, _ in operations],
+            bytes(kinds),
+            [value or b"" for _, value, _ in operations],
+            expiries=pack_u64(expiries) if any(expiries) else 0,
+            conditions=conditions,
+            want_existed=True,
+        )
+        commit_write(self.store, write)
+        if write.error is not None:
+            return write
+        rows, existed = self.live(), []
+        for (key, value, _), expiry in zip(operations, expiries, strict=True):
+            existed.append(key in rows)
+            rows.pop(key, None)
             if value is not None:
-                self.model[key] = value
+                rows[key] = (value, write.version, expiry)
+        self.rows = rows
         assert write.existed == existed
+        return write
 
-    @rule(low=st.integers(0, 60), span=st.integers(1, 30))
-    def delete_range(self, low: int, span: int) -> None:
-        self.write([(b"k%02d" % n, None) for n in range(low, low + span)])
+    @rule(operations=OPERATIONS)
+    def write(self, operations: list[tuple[bytes, bytes | None, int]]) -> None:
+        assert self.commit(operations, []).applied
+
+    @rule(operations=OPERATIONS, checked=st.lists(KEYS, max_size=3), wrong=st.sampled_from([0, 0, 1]))
+    def write_if(self, operations: list[tuple[bytes, bytes | None, int]], checked: list[bytes], wrong: int) -> None:
+        """Conditions that hold, but for a wrong version in the last one."""
+        rows = self.live()
+        conditions = [(key, rows[key][1] if key in rows else 0) for key in checked]
+        if conditions and wrong:
+            key, version = conditions[-1]
+            conditions[-1] = (key, version + 1)
+        write = self.commit(operations, conditions)
+        assert write.applied != bool(conditions and wrong)
+        assert write.applied or isinstance(write.error, ConditionFailed)
+
+    @rule(low=st.integers(0, 60), span=st.integers(1, 30), batch=st.integers(1, 9), stop_after=st.integers(1, 9))
+    def delete_range(self, low: int, span: int, batch: int, stop_after: int) -> None:
+        """Page by page, as the engine does it, and maybe not to its end."""
+        start, stop = b"k%02d" % low, b"k%02d" % (low + span)
+        for _ in range(stop_after):
+            page = self.store.scan_page([self.tablet], start, stop, limit=batch, keys_only=True)
+            if page.keys:
+                write = self.commit([(key, None, 0) for key in page.keys], [])
+                assert write.existed == [True] * len(page.keys)
+            if page.frontier is None:
+                assert not [key for key in self.live() if b"k%02d" % low <= key < stop]
+                break
+            start = page.frontier
+
+    # --- reads ---
 
     @rule(key=KEYS)
     def get(self, key: bytes) -> None:
-        assert self.store.get(self.tablet, key) == self.model.get(key)
+        row = self.live().get(key)
+        assert self.store.get(self.tablet, key) == (row and row[0])
+        assert self.store.get_versioned(self.tablet, key) == (row and row[:2])
 
     @rule(
-        bounds=st.lists(st.binary(max_size=3), min_size=2, max_size=2).map(sorted),
+        bounds=BOUNDS,
         open_end=st.booleans(),
         reverse=st.booleans(),
         limit=st.one_of(st.none(), st.integers(1, 9)),
         bytes_max=st.sampled_from([1, 100, 1 << 20]),
     )
     def scan(self, bounds: list[bytes], open_end: bool, reverse: bool, limit: int | None, bytes_max: int) -> None:
-        start, stop = bounds[0], None if open_end else bounds[1]
+        self.compare_scan(
+            self.store, self.live(), bounds[0], None if open_end else bounds[1], reverse, limit, bytes_max
+        )
+
+    def compare_scan(
+        self,
+        reads: Reads,
+        rows: dict[bytes, Row],
+        start: bytes,
+        stop: bytes | None,
+        reverse: bool,
+        limit: int | None,
+        bytes_max: int,
+    ) -> None:
         low, high, found = start, stop, []
         while True:
-            page = self.store.scan_page([self.tablet], low, high, reverse=reverse, limit=limit, bytes_max=bytes_max)
+            page = reads.scan_page([self.tablet], low, high, reverse=reverse, limit=limit, bytes_max=bytes_max)
             assert limit is None or len(page.keys) <= limit
             found += list(zip(page.keys, page.values, strict=True))
             if page.frontier is None:
                 break
             low, high = (low, page.frontier) if reverse else (page.frontier, high)
-        expected = sorted((k, v) for k, v in self.model.items() if k >= start and (stop is None or k < stop))
+        expected = sorted((k, row[0]) for k, row in rows.items() if k >= start and (stop is None or k < stop))
         assert found == (expected[::-1] if reverse else expected)
+
+    # --- snapshots ---
+
+    @precondition(lambda self: len(self.snapshots) < SNAPSHOTS_MAX)
+    @rule()
+    def take_snapshot(self) -> None:
+        self.snapshots.append((self.store.snapshot([self.tablet]), self.live()))
+
+    @precondition(lambda self: self.snapshots)
+    @rule(which=st.integers(0, SNAPSHOTS_MAX), keys=st.lists(KEYS, max_size=5), bounds=BOUNDS, reverse=st.booleans())
+    def read_snapshot(self, which: int, keys: list[bytes], bounds: list[bytes], reverse: bool) -> None:
+        snapshot, rows = self.snapshots[which % len(self.snapshots)]
+        assert snapshot.get_many(self.tablet, keys) == [rows[key][0] if key in rows else None for key in keys]
+        for key in keys:
+            assert snapshot.get_versioned(self.tablet, key) == (rows[key][:2] if key in rows else None)
+        self.compare_scan(snapshot, rows, bounds[0], bounds[1], reverse, None, 100)
+        self.compare_scan(snapshot, rows, b"", None, reverse, None, 1000)
+
+    @precondition(lambda self: self.snapshots)
+    @rule(which=st.integers(0, SNAPSHOTS_MAX))
+    def close_snapshot(self, which: int) -> None:
+        self.snapshots.pop(which % len(self.snapshots))[0].close()
+
+    # --- time, files, ends ---
+
+    @rule(ms=st.integers(-50, 50))
+    def pass_time(self, ms: int) -> None:
+        """The wall clock may go back; the time that counts does not, once it was looked at."""
+        self.wall_ms += ms
+        self.now_ms = max(self.now_ms, self.wall_ms)
+        assert self.store.time_ms() == self.now_ms
 
     @rule()
     def flush(self) -> None:
@@ -88,21 +213,26 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
+        self.snapshots.clear()
         self.store.close()
-        self.store = open_store(self.vfs, self.options)
+        self.store = self.open_store()
         assert self.store.recovery.torn_tails == []
+        assert self.store.time_ms() == self.now_ms
 
     @rule(seed=st.integers(0, 99), percent=st.sampled_from([0, 50, 100]))
     def crash(self, seed: int, percent: int) -> None:
+        self.snapshots.clear()
+        self.wall_ms = self.now_ms  # time that was looked at but not logged is forgotten with a crash
         self.vfs = self.vfs.crash(keep_some(seed, percent) if percent else keep_nothing)
-        self.store = open_store(self.vfs, self.options)
+        self.store = self.open_store()
 
     @invariant()
     def nothing_is_left_lying_about(self) -> None:
         if not hasattr(self, "store"):
             return
         tables = {path.rsplit("/")[-1] for path in self.vfs.files if path.endswith(".sst")}
-        assert tables == self.store._state.table_names()
+        pinned = {name for snapshot, _ in self.snapshots for name in snapshot.table_names}
+        assert tables == self.store._state.table_names() | pinned
         assert not [path for path in self.vfs.files if path.endswith(".tmp")]
 
 
