@@ -44,7 +44,7 @@ def cluster() -> None:
 @click.option("--split-at", multiple=True, metavar="KEY", help="First key of a further shard (range); repeatable.")
 @_data_dir
 @click.option("--bind", metavar="HOST", help="Address the routers listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="Port of the routers; 0: any free one.  [default: 7400]")
+@click.option("--port", type=int, help="Port; 0: any free one.  [default: that of the last start, else 7400]")
 @click.option("--insecure", is_flag=True, default=None, help="Allow an address that other machines can reach.")
 @click.option("--memtable-bytes", type=int, metavar="N", help="Memory of a node for writes not yet in tables.")
 @click.option("--durability", type=click.Choice(["always", "interval", "os"]), help="When a write is acknowledged.")
@@ -144,7 +144,9 @@ def status(data_dir: str | None, config_file: str | None, as_json: bool) -> int:
 def _status_text(found: dict[str, Any]) -> str:
     from shardkv.launcher.summary import table
 
-    launcher = f"process {found['launcher_pid']}" if found["launcher_pid"] else "none: nothing is restarted"
+    launcher = f"process {found['launcher_pid']}" if found["launcher_pid"] else "none"
+    if not found["launcher_pid"] and found["state"] != "stopped":
+        launcher = "none: nothing is restarted; `shardkv cluster up` takes over again"
     rows = [
         (
             process["name"],
@@ -156,7 +158,7 @@ def _status_text(found: dict[str, Any]) -> str:
         )
         for process in found["processes"]
     ]
-    troubled = [p for p in found["processes"] if p["problem"] and p["state"] != "serving"]
+    troubled = [p for p in found["processes"] if p["problem"] and p["state"] not in ("serving", "stopped", "ended")]
     lines = [
         f"The cluster is {found['state']}: {found['partition']}, {found['shards']} shards.",
         f"  address         {found['address']}",

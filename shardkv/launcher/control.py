@@ -15,10 +15,19 @@ from shardkv.directory_lock import is_locked, lock_holder
 from shardkv.errors import LaunchError
 from shardkv.launcher.plan import INNER_HOST, local_address
 from shardkv.launcher.processes import RunningProcess, find_running, take_over, wait_for_end
-from shardkv.launcher.state import ClusterFile, Layout, ProcessesFile, ProcessRecord, birth_of, is_running, read_state
+from shardkv.launcher.state import (
+    ClusterFile,
+    Layout,
+    ProcessesFile,
+    ProcessRecord,
+    birth_of,
+    is_running,
+    read_state,
+    write_state,
+)
 from shardkv.launcher.supervisor import KILL_WAIT_S, stop_in_order
 
-SERVING, DEGRADED, STOPPED = "serving", "degraded", "stopped"
+SERVING, DEGRADED, ENDED, STOPPED = "serving", "degraded", "ended", "stopped"
 
 
 def cluster_status(layout: Layout) -> dict[str, Any]:
@@ -41,7 +50,12 @@ def cluster_status(layout: Layout) -> dict[str, Any]:
         {
             "name": record.name,
             "role": record.role,
-            "state": _state(record, running[record.name], health.problems.get(record.name) if health else None),
+            "state": _state(
+                record,
+                running[record.name],
+                health.problems.get(record.name) if health else None,
+                launched=launcher is not None,
+            ),
             "pid": running[record.name] or None,
             "address": health.addresses.get(record.name) if health else None,
             "restarts": record.restarts,
@@ -78,9 +92,14 @@ def memory_bytes(pid: int) -> int | None:
         return None
 
 
-def _state(record: ProcessRecord, pid: int, problem: str | None) -> str:
-    """One or two words: serving, starting, not answering, restarting, crash loop, failed, stopped."""
+def _state(record: ProcessRecord, pid: int, problem: str | None, *, launched: bool) -> str:
+    """One or two words: serving, starting, not answering, restarting, crash loop, failed, ended, stopped.
+
+    ended: nobody stopped it and nobody restarts it.
+    """
     if not pid:
+        if record.state in ("starting", "running") or (not launched and record.state in ("restarting", "crash loop")):
+            return ENDED
         return record.state if record.state in ("restarting", "crash loop", "failed") else STOPPED
     if problem is None:
         return SERVING
@@ -117,6 +136,10 @@ def stop_cluster(layout: Layout, *, grace_s: float) -> list[str]:
     found = [record for record in find_running(layout) if record.pid not in recorded]
     left = [(record, process) for record in [*file.processes, *found] if (process := take_over(record)) is not None]
     stop_in_order(left, grace_s)
+    for record in file.processes:
+        if record.state != "failed":
+            record.pid, record.state, record.problem = 0, "stopped", ""
+    write_state(layout.processes_file, file)
     return names + [record.name for record in found]
 
 

@@ -6,6 +6,7 @@ start; what was asked for and differs is refused.
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from shardkv.transport.address import format_address, is_loopback
 META = "meta"
 INNER_HOST = "127.0.0.1"
 """Where the metadata process and the nodes listen: only routers are for others."""
+ANY_PORTS = (20_000, 32_000)
+"""Where to look first for "any free port", by chance so that two clusters hardly ever meet."""
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -42,6 +45,8 @@ class Plan:
     bind: str
     config: Config
     config_file: str | None
+    port_kept: bool
+    """Whether the port was not asked for and is that of an earlier start, other than the default."""
 
     @property
     def meta_address(self) -> str:
@@ -65,7 +70,7 @@ def make_plan(config: Config, layout: Layout, known: ClusterFile | None, config_
         _check_shape(config, known, layout)
     port = asked.port if known is None or "cluster.port" in config.given else known.port
     if port == 0:
-        port = known.port if known is not None else free_port(asked.bind, near=7400)
+        port = known.port if known is not None else free_port(asked.bind, near=random.randint(*ANY_PORTS))
     shape = _shape_of(asked) if known is None else known
     file = ClusterFile(
         nodes=shape.nodes,
@@ -75,7 +80,8 @@ def make_plan(config: Config, layout: Layout, known: ClusterFile | None, config_
         port=port,
         meta_port=known.meta_port if known is not None else free_port(INNER_HOST, near=meta_port_for(port)),
     )
-    return Plan(layout, file, asked.routers, asked.bind, config, config_file)
+    port_kept = known is not None and "cluster.port" not in config.given and port != asked.port
+    return Plan(layout, file, asked.routers, asked.bind, config, config_file, port_kept)
 
 
 def _shape_of(asked: ClusterSection) -> ClusterFile:

@@ -107,6 +107,21 @@ def find_running(layout: Layout) -> list[ProcessRecord]:
     return found
 
 
+def cluster_at(port: int) -> Path | None:
+    """The data directory of the cluster whose launched router has `port`; None when there is none."""
+    for entry in os.listdir("/proc"):
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except OSError:
+            continue
+        if command[1:4] != ["-P", "-m", "shardkv_router"]:
+            continue
+        options = dict(pairwise(command))
+        if options.get("--port") == str(port) and "--log-file" in options:
+            return Path(options["--log-file"]).parent.parent
+    return None
+
+
 def _name_in(command: list[str], layout: Layout) -> str | None:
     """The name a process was started under, if `command` is one that a launcher of this directory made."""
     if len(command) < 4 or command[1:3] != ["-P", "-m"] or command[3] not in _ROLE_OF_MODULE:

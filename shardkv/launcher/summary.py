@@ -39,7 +39,7 @@ def summary(started: Started) -> str:
     return "\n".join(
         [
             f"shardkv is up after {started.seconds:.1f} s: {file.partition}, {file.shards} shards.{adopted}",
-            f"  address         {plan.address}",
+            f"  address         {plan.address}{' (port as at the last start)' if plan.port_kept else ''}",
             f"  data directory  {layout.directory}",
             "",
             *table(header, rows),

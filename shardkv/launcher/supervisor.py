@@ -175,7 +175,7 @@ class Supervisor:
             child.running, child.restart_at = None, None
             child.record.pid = 0
             if child.record.state != "failed":
-                child.record.state = "stopped"
+                child.record.state, child.record.problem = "stopped", ""
         self.save()
 
     def save(self) -> None:

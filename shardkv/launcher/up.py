@@ -8,6 +8,7 @@ Invariant: one launcher for each data directory. A start that fails stops all it
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from shardkv.directory_lock import DirectoryLock
 from shardkv.errors import LaunchError, ShardKVError, StoreLocked
 from shardkv.launcher.plan import INNER_HOST, META, Plan, make_plan
 from shardkv.launcher.ports import check_port
+from shardkv.launcher.processes import cluster_at
 from shardkv.launcher.state import ClusterFile, Layout, ProcessesFile, read_state, write_state
 from shardkv.launcher.summary import Started
 from shardkv.launcher.supervisor import Report, Supervisor
@@ -74,12 +76,27 @@ def _start(plan: Plan, supervisor: Supervisor) -> list[str]:
     before = read_state(layout.processes_file, ProcessesFile)
     adopted = supervisor.adopt(before.processes if before is not None else [])
     if not any(supervisor.children[name].spec.role == "router" for name in adopted):
-        check_port(plan.bind, plan.file.port)
+        _check_routers_port(plan)
     if META not in adopted:
         _check_meta_port(plan)
     write_state(layout.cluster_file, plan.file)
     supervisor.start_missing()
     return adopted
+
+
+def _check_routers_port(plan: Plan) -> None:
+    """Raises LaunchError, which names the cluster that has the port if it is one of ours."""
+    try:
+        check_port(plan.bind, plan.file.port)
+    except LaunchError as error:
+        directory = cluster_at(plan.file.port)
+        if directory is None:
+            raise
+        raise LaunchError(
+            f"Port {plan.file.port} is taken by another shardkv cluster, the one in {directory}.",
+            hint=f"`shardkv cluster down --data-dir {shlex.quote(str(directory))}` stops it; "
+            "or choose another port with --port.",
+        ) from error
 
 
 def _check_meta_port(plan: Plan) -> None:

@@ -165,7 +165,9 @@ def test_a_new_launcher_takes_over_what_the_killed_one_left(tmp_path: Path) -> N
         before = {name: world.pid(name) for name in world.records()}
         world.kill("launcher")
         world.kill("node-2")
-        assert "none: nothing is restarted" in command("cluster", "status", "--data-dir", world.data_dir).stdout
+        told = command("cluster", "status", "--data-dir", world.data_dir).stdout
+        assert "none: nothing is restarted; `shardkv cluster up` takes over again" in told
+        assert [line.split()[1] for line in told.splitlines() if line.strip().startswith("node-2")] == ["ended"]
         world.start()
         until(lambda: world.output.count("Try this") == 2)
         after = {name: world.pid(name) for name in world.records()}
@@ -188,6 +190,8 @@ def test_processes_are_found_without_any_record_and_stopped_without_a_launcher(t
         world.kill("launcher")
         done = command("cluster", "down", "--data-dir", world.data_dir)
         assert done.stdout.startswith("Stopped meta, node-1, router-1.")
+        told = command("cluster", "status", "--data-dir", world.data_dir, "--json").stdout
+        assert {p["state"] for p in json.loads(told)["processes"]} == {"stopped"}
         assert not any(birth_of(pid) for pid in before.values())
 
 
@@ -218,6 +222,25 @@ def test_a_taken_port_is_named_before_anything_is_started(tmp_path: Path) -> Non
         "Stop that program, or choose another port with --port.\n"
     )
     assert not (tmp_path / "data" / "meta").exists()
+
+
+def test_a_port_taken_by_another_cluster_names_that_cluster(world: ClusterWorld, tmp_path: Path) -> None:
+    port = world.address.rpartition(":")[2]
+    done = command("cluster", "up", "--data-dir", tmp_path / "data", "--port", port)
+    assert done.returncode == 3
+    assert f"the one in {world.data_dir}." in done.stderr
+    assert f"`shardkv cluster down --data-dir {world.data_dir}` stops it" in done.stderr
+
+
+def test_a_stopped_cluster_accuses_nobody(tmp_path: Path) -> None:
+    with cluster_world(tmp_path, "--nodes", "1", config=CONFIG) as world:
+        until(lambda: "Try this" in world.output)
+        world.kill("node-1")
+        until(lambda: "node-1 is started again" in world.output and serving(world))
+        assert world.stop() == 0
+        told = command("cluster", "status", "--data-dir", world.data_dir).stdout
+        assert "The cluster is stopped" in told
+        assert "signal" not in told
 
 
 def test_two_clusters_side_by_side_keep_their_data_apart(world: ClusterWorld, tmp_path: Path) -> None:

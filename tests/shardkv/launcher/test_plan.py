@@ -10,6 +10,7 @@ from shardkv.config import load_config
 from shardkv.errors import LaunchError
 from shardkv.launcher.plan import Plan, make_plan, process_specs
 from shardkv.launcher.state import ClusterFile, Layout
+from shardkv.launcher.summary import Started, summary
 
 MADE = ClusterFile(nodes=2, partition="range", shards=3, split_at=["g", "p"], port=7500, meta_port=17500)
 
@@ -66,3 +67,16 @@ def test_the_ports_kept_are_below_those_the_system_hands_out(tmp_path: Path) -> 
     wanted = plan(tmp_path, cluster__port=0)
     assert 1024 <= wanted.file.port < 32768
     assert wanted.file.meta_port != wanted.file.port
+
+
+def test_port_0_is_a_free_port_that_the_cluster_keeps(tmp_path: Path) -> None:
+    made = plan(tmp_path, cluster__port=0).file
+    assert made.port not in (0, 7400)
+    assert plan(tmp_path, made, cluster__port=0).file.port == made.port
+
+
+def test_a_port_that_was_not_asked_for_is_told_to_be_that_of_the_last_start(tmp_path: Path) -> None:
+    told = summary(Started(plan(tmp_path, MADE), {}, {}, [], 1.0))
+    assert "127.0.0.1:7500 (port as at the last start)\n" in told
+    for fresh in (plan(tmp_path), plan(tmp_path, MADE, cluster__port=7500)):
+        assert "last start" not in summary(Started(fresh, {}, {}, [], 1.0))
