@@ -10,9 +10,20 @@ from typing import Any
 
 import pytest
 
-from shardkv.errors import ClusterMismatch, DiskFull, InvalidArgument, StoreMismatch, StorePoisoned
+from shardkv.errors import (
+    ClusterMismatch,
+    DiskFull,
+    InvalidArgument,
+    OutcomeUnknown,
+    StoreMismatch,
+    StorePoisoned,
+    UnavailableError,
+)
+from shardkv.metadata import register
+from shardkv.metadata.client import MetaClient
 from shardkv.metadata.register import register_node, register_router, sign_off_router
 from shardkv.topology.documents import KeyspaceDocument, RouterDocument, encode_document
+from shardkv.wire.hello import Identity
 from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn, MetaTxnReply, MetaWatch, Op, decode_meta_entries
 from tests.shardkv.metadata.world import Follower, meta_client, meta_world, node_document
 
@@ -288,5 +299,57 @@ def test_a_plan_that_cannot_be_carried_out_holds_up_nobody(tmp_path: Path) -> No
             await register_node(client, node_document("node-1"))
             assert [e.key for e in (await client.read("nodes/")).entries] == ["nodes/node-1"]
             assert world.service.topology.keyspaces == {}
+
+    run(story, tmp_path)
+
+
+def test_a_transaction_nobody_answered_is_unknown_and_one_that_was_not_sent_is_not(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            world.service.on_request = lambda *_: None  # type: ignore[method-assign]
+            with pytest.raises(OutcomeUnknown, match="may or may not have been applied"):
+                await client.txn([], [MetaPut("a", b"1")], timeout_s=0.1)
+            await world.stop()
+            await wait_for(lambda: not client.connected)
+            with pytest.raises(UnavailableError):
+                await client.txn([], [MetaPut("a", b"1")], timeout_s=0.1)
+            await world.start()
+
+    run(story, tmp_path)
+
+
+def test_a_follower_that_learns_its_cluster_later_shows_no_other(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world:
+            mine: list[str | None] = [None]
+            client = MetaClient([world.address], me=lambda: Identity("node", "node-1", mine[0]))
+            client.start()
+            await client.read("")
+            mine[0] = "other"
+            views: list[object] = []
+            with pytest.raises(ClusterMismatch):
+                await client.follow(views.append)
+            assert views == []
+            await client.close()
+
+    run(story, tmp_path)
+
+
+def test_of_two_starts_at_once_the_second_to_arrive_sees_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            real, stale = register._known, [True]
+
+            async def known(client: MetaClient, key: str) -> tuple[object, int]:
+                found = await real(client, key)
+                if stale.pop() if stale else False:
+                    await register_node(client, node_document("node-1", incarnation=7))
+                return found
+
+            monkeypatch.setattr(register, "_known", known)
+            with pytest.raises(StoreMismatch, match="old copy"):
+                await register_node(client, node_document("node-1", incarnation=6))
 
     run(story, tmp_path)

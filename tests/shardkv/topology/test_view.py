@@ -84,3 +84,15 @@ def test_the_cluster_document_is_kept_across_deltas() -> None:
     cluster = ClusterDocument("id", 3, "range", 4, [b"m"])
     view = Topology().with_entries(1, [(CLUSTER_KEY, encode_document(cluster))]).with_entries(2, [])
     assert view.cluster == cluster
+
+
+def test_the_first_key_of_a_shard_is_its_own() -> None:
+    view = topology("range", 1, [b"h", b"p"]).keyspace("default")
+    assert [view.shard_for(key).id for key in (b"g\xff", b"h", b"h\x00", b"p")] == [1, 2, 2, 3]
+
+
+def test_what_was_deleted_is_gone_from_the_next_view() -> None:
+    node = NodeDocument("node-1", "s", 1, "127.0.0.1:1", 1)
+    before = Topology().with_entries(1, [("nodes/node-1", encode_document(node))])
+    assert before.with_entries(2, [("nodes/node-1", None)]).nodes == {}
+    assert before.nodes == {"node-1": node}
