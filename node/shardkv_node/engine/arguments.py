@@ -5,6 +5,9 @@ Everything here returns bytes that the store takes as they are, or raises one se
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 from shardkv.errors import InvalidArgument, InvalidKey, InvalidRange, KeyTooLarge, ValueTooLarge
 from shardkv.write_batch import Text, pack_text
 
@@ -24,6 +27,16 @@ def pack_key(key: Text, bytes_max: int) -> bytes:
             hint="Use a shorter key, for example a hash of this one.",
         )
     return packed
+
+
+def pack_keys(keys: Iterable[Text], bytes_max: int) -> list[bytes]:
+    """As `pack_key` for each."""
+    given = list(keys)
+    if set(map(type, given)) == {bytes}:
+        lengths = list(map(len, given))
+        if min(lengths) and max(lengths) <= bytes_max:
+            return cast(list[bytes], given)
+    return [pack_key(key, bytes_max) for key in given]
 
 
 def pack_value(value: Text, bytes_max: int) -> bytes:

@@ -74,9 +74,13 @@ class BlockCache:
             return
         blocks[key] = (block, charge)
         self._keys.setdefault(key & _BASE_MASK, set()).add(key)
-        self.charged_bytes += charge
-        while self.charged_bytes > self.bytes_max:
-            oldest, held = blocks.popitem(last=False)
+        self.charge(charge)
+
+    def charge(self, size: int) -> None:
+        """Count so many bytes more, or fewer, as used; blocks go until all fits, the one used longest ago first."""
+        self.charged_bytes += size
+        while self.charged_bytes > self.bytes_max and self._blocks:
+            oldest, held = self._blocks.popitem(last=False)
             self.charged_bytes -= held[1]
             self._unlist(oldest)
 

@@ -28,6 +28,10 @@ class ClippedTable:
         """As `Table.find`."""
         return self.table.find(key) if self._start <= key < self._stop else None
 
+    def find_probed(self, key: bytes, high: int, mask: int) -> tuple[Columns, int] | None:
+        """As `Table.find_probed`."""
+        return self.table.find_probed(key, high, mask) if self._start <= key < self._stop else None
+
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """The rows with keys in [start, stop) that the clip lets through; see `Source`."""
         start = max(start, self._start)

@@ -20,6 +20,7 @@ from typing import Any
 
 from shardkv.errors import ConfigError, InvalidArgument, StoreClosed
 from shardkv.write_batch import Text, WriteBatch
+from shardkv_node.engine import forks
 from shardkv_node.engine.arguments import (
     check_columns,
     check_limit,
@@ -65,6 +66,8 @@ class Engine(Reader):
         self._progress = threading.Condition(self._mutex)
         """Notified when background work ended."""
         self._pid = os.getpid()
+        self._forks = forks.watch()
+        self._forks_seen = self._forks[0]
         self._closed = False
         self._key_bytes_max = options.key_bytes_max
         self._value_bytes_max = options.value_bytes_max
@@ -228,7 +231,7 @@ class Engine(Reader):
 
     def close(self) -> None:
         """Finish the writes under way, sync, and release the directory. Safe to call twice, from any thread."""
-        if os.getpid() != self._pid:
+        if self._forks[0] != self._forks_seen:
             return
         with self._mutex:
             if self._closed:
@@ -278,7 +281,7 @@ class Engine(Reader):
     def _check_usable(self) -> None:
         if self._closed:
             raise closed_error(self.directory)
-        if os.getpid() != self._pid:
+        if self._forks[0] != self._forks_seen:
             raise StoreClosed(
                 f"The store at {self.directory} was opened by process {self._pid}; a forked child cannot use it.",
                 hint="Open it after the fork, in one process only, or run a node and use a client.",

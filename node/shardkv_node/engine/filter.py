@@ -42,12 +42,16 @@ def build(keys: Sequence[bytes], bits_per_key: int) -> array[int]:
 
 def may_contain(words: array[int], key: bytes) -> bool:
     """False: the key is certainly not among those the filter was built over."""
-    if not words:
-        return True
+    high, mask = probe(key)
+    return not words or words[high * len(words) >> 32] & mask == mask
+
+
+def probe(key: bytes) -> tuple[int, int]:
+    """(high, mask) for any number of filters: the key may be in one with n words if n is 0 or
+    `words[high * n >> 32] & mask == mask`."""
     h = xxh3_64_intdigest(key)
     pairs = _bit_pairs()
-    mask = pairs[h & 4095] | pairs[h >> 12 & 4095]
-    return words[(h >> 32) * len(words) >> 32] & mask == mask
+    return h >> 32, pairs[h & 4095] | pairs[h >> 12 & 4095]
 
 
 def to_bytes(words: array[int]) -> bytes:

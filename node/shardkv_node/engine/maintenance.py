@@ -40,6 +40,7 @@ from shardkv_node.engine.manifest import (
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import sweep
+from shardkv_node.engine.row_cache import RowCaches
 from shardkv_node.engine.table_files import TableFiles
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.table_output import TableOutput
@@ -129,6 +130,7 @@ class Maintenance:
         self._retry_at = 0.0
         self._closed = False
         self.cache = BlockCache(options.block_cache_bytes)
+        self._row_caches = RowCaches(self.cache)
         self.files = TableFiles(
             vfs, directory, self.cache, open_files_max=options.open_files_max, on_failure=self._note_unremoved
         )
@@ -239,6 +241,8 @@ class Maintenance:
         """Commit the drop, then delete the tablet's tables."""
         self.commit([edit])
         tablet = self._tablets.pop(number)
+        if tablet.rows is not None:
+            self._row_caches.discard(tablet.rows)
         for memtable in (*tablet.frozen, tablet.active):
             self._dismantler.drop(memtable)
         self._count_level0()
@@ -436,7 +440,10 @@ class Maintenance:
 
     def _set_levels(self, number: int) -> None:
         levels = self._state.tablets[number].levels
-        self._tablets[number].set_levels(self.files.assign(number, levels))
+        tablet = self._tablets[number]
+        if tablet.rows is None:
+            tablet.rows = self._row_caches.new()
+        tablet.set_levels(self.files.assign(number, levels))
         self._count_level0()
 
     def _count_level0(self) -> None:

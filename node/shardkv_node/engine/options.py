@@ -31,7 +31,7 @@ class Options:
     frozen_memtables_max: int = 2
     """Generations that may wait for their flush before writers are made to wait. Bounds memory; leave it."""
     block_cache_bytes: int = 64 * MIB
-    """Decoded blocks kept in memory. Raise it when the working set is larger and memory is free."""
+    """Decoded blocks and rows kept in memory. Raise it when the working set is larger and memory is free."""
     block_bytes: int = 6 * KIB
     """Size of a data block before compression. Leave it unless values are much larger than 1 KiB."""
     table_bytes_max: int = 32 * MIB

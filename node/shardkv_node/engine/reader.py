@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, overload
 
 from shardkv.write_batch import Text
-from shardkv_node.engine.arguments import check_limit, pack_bounds, pack_key
+from shardkv_node.engine.arguments import check_limit, pack_bounds, pack_key, pack_keys
 from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.source import Page
 
@@ -33,7 +33,9 @@ class Reader(ABC):
 
     def get(self, key: Text) -> bytes | None:
         """The value, or None when the key does not exist."""
-        packed = pack_key(key, self._key_bytes_max)
+        packed = (
+            key if type(key) is bytes and 0 < len(key) <= self._key_bytes_max else pack_key(key, self._key_bytes_max)
+        )
         self._check_usable()
         with self._mutex:
             return self._reads.get(self._tablet, packed)
@@ -51,7 +53,7 @@ class Reader(ABC):
 
     def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
         """A value or None for each key, in the order asked; all from one moment."""
-        packed = [pack_key(key, self._key_bytes_max) for key in keys]
+        packed = pack_keys(keys, self._key_bytes_max)
         self._check_usable()
         with self._mutex:
             return self._reads.get_many(self._tablet, packed)

@@ -29,7 +29,7 @@ class Reads(ABC):
 
     def get_many(self, tablet: int, keys: Sequence[bytes]) -> list[bytes | None]:
         """A value or None for each key, in the order asked."""
-        return list(map(self._tablet(tablet).get, keys))
+        return self._tablet(tablet).get_many(keys)
 
     def get_versioned(self, tablet: int, key: bytes) -> tuple[bytes, int] | None:
         """(value, version), or None when the key does not exist."""

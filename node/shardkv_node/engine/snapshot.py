@@ -29,8 +29,7 @@ class TabletSnapshot(Tablet):
     def __init__(self, tablet: Tablet, now_ms: int) -> None:
         super().__init__(tablet.number, tablet.label, tablet.last_seqno, Memtable(), clock=lambda: now_ms)
         self.frozen = list(tablet.frozen)
-        self.level0 = list(tablet.level0)
-        self.sorted_levels = list(tablet.sorted_levels)
+        self.share_levels(tablet)
         self._view = MemtableView(tablet.active)
         self._pinned = [*tablet.frozen, tablet.active]
         for memtable in self._pinned:

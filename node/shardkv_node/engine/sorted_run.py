@@ -32,6 +32,11 @@ class SortedRun:
         number = bisect_right(self._highs, key)
         return self.tables[number].find(key) if number < len(self.tables) else None
 
+    def find_probed(self, key: bytes, high: int, mask: int) -> tuple[Columns, int] | None:
+        """As `Table.find_probed`, over all tables."""
+        number = bisect_right(self._highs, key)
+        return self.tables[number].find_probed(key, high, mask) if number < len(self.tables) else None
+
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """The rows with keys in [start, stop); see `Source`."""
         low = bisect_right(self._highs, start)

@@ -140,15 +140,26 @@ class Table:
 
     def find(self, key: bytes) -> tuple[Columns, int] | None:
         """The block that holds the key and the row in it, deletes included; None when the key is not here."""
+        return self.find_probed(key, *key_filter.probe(key))
+
+    def find_probed(self, key: bytes, high: int, mask: int) -> tuple[Columns, int] | None:
+        """`find` with what `filter.probe` says of the key: a read asks many tables. Flat, since every read runs it."""
         last_keys = self._last_keys
         number = bisect_left(last_keys, key)
         if number == len(last_keys) or key < self._first_key:
             return None
-        partition = self._partition(number)
-        if not key_filter.may_contain(partition.filter, key):
+        cache = self._cache
+        partition = None if cache is None else cache.get(self._cache_base + self._offsets[number])
+        if partition is None:
+            partition = self._load_partition(number)
+        words = partition.filter
+        if words and words[high * len(words) >> 32] & mask != mask:
             return None
         block = bisect_left(partition.last_keys, key)
-        columns = self._data_block(partition.offsets[block], partition.sizes[block])
+        offset = partition.offsets[block]
+        columns = None if cache is None else cache.get(self._cache_base + offset)
+        if columns is None:
+            columns = self._load_block(offset, partition.sizes[block])
         keys = columns.keys
         row = bisect_left(keys, key)
         # A key at or below the last key of a partition is at or below that of a block and of a row: row is in range.
@@ -198,26 +209,28 @@ class Table:
 
     def _partition(self, number: int) -> _Partition:
         cache = self._cache
-        if cache is None:
-            return self._read_partition(number)
-        key = self._cache_base + self._offsets[number]
-        partition: _Partition | None = cache.get(key)
-        if partition is None:
-            partition = self._read_partition(number)
+        held = None if cache is None else cache.get(self._cache_base + self._offsets[number])
+        return self._load_partition(number) if held is None else cast(_Partition, held)
+
+    def _load_partition(self, number: int) -> _Partition:
+        """Read it, and have the cache hold it."""
+        partition = self._read_partition(number)
+        if self._cache is not None:
             raw = sum(map(len, partition.last_keys)) + 8 * len(partition.filter)
-            cache.put(key, partition, index_charge(len(partition.offsets), raw))
+            charge = index_charge(len(partition.offsets), raw)
+            self._cache.put(self._cache_base + self._offsets[number], partition, charge)
         return partition
 
     def _data_block(self, offset: int, size: int) -> Columns:
         cache = self._cache
-        if cache is None:
-            return self._read_columns(self._files.get(self.path).pread(offset, size), offset)[0]
-        key = self._cache_base + offset
-        columns = cache.get(key)
-        if columns is None:
-            columns, raw_bytes = self._read_columns(self._files.get(self.path).pread(offset, size), offset)
-            cache.put(key, columns, columns_charge(len(columns.keys), raw_bytes))
-        return cast(Columns, columns)
+        held = None if cache is None else cache.get(self._cache_base + offset)
+        return self._load_block(offset, size) if held is None else cast(Columns, held)
+
+    def _load_block(self, offset: int, size: int) -> Columns:
+        columns, raw_bytes = self._read_columns(self._files.get(self.path).pread(offset, size), offset)
+        if self._cache is not None:
+            self._cache.put(self._cache_base + offset, columns, columns_charge(len(columns.keys), raw_bytes))
+        return columns
 
     def _partition_chunks(self, number: int, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """The data blocks of one partition that may hold keys of [start, stop)."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from shardkv_node.engine.clipped_table import ClippedTable
-from shardkv_node.engine.columns import PUT, PUT_EXPIRING
+from shardkv_node.engine.columns import PUT, PUT_EXPIRING, Columns
+from shardkv_node.engine.filter import probe
 from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
+from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.source import Source
 from shardkv_node.engine.table_reader import Table
@@ -20,7 +22,18 @@ from shardkv_node.engine.table_reader import Table
 class Tablet:
     """Read by `Store`; written by `Store` (memtables, seqno) and `Maintenance` (frozen, levels)."""
 
-    __slots__ = ("_clock", "active", "frozen", "label", "last_seqno", "level0", "number", "sorted_levels")
+    __slots__ = (
+        "_clock",
+        "_parts",
+        "active",
+        "frozen",
+        "label",
+        "last_seqno",
+        "level0",
+        "number",
+        "rows",
+        "sorted_levels",
+    )
 
     def __init__(
         self, number: int, label: bytes, last_seqno: int, active: Memtable, *, clock: Callable[[], int]
@@ -38,14 +51,33 @@ class Tablet:
         """Oldest first; they may overlap."""
         self.sorted_levels: list[SortedRun] = []
         """Levels 1, 2... Disjoint tables inside a level."""
+        self.rows: RowCache | None = None
+        """Given by `Maintenance` before there is a table; a snapshot has none."""
+        self._parts: tuple[Table | ClippedTable | SortedRun, ...] = ()
+        """Of all levels, youngest first."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key does not exist."""
         cell = self._cell(key)
         if cell is not None:
             return cell_value(cell, self._clock)
-        found = self._find_in_tables(key)
-        return None if found is None else found[0]
+        rows = self.rows
+        if rows is None:
+            found = self._find_in_tables(key)
+            return None if found is None else found[0]
+        value = rows.young.get(key)
+        return self._value_in_tables(key, rows) if value is None else value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """A value or None for each key, in the order asked."""
+        rows, active = self.rows, self.active
+        in_memory = self.frozen or active.full_parts or any(map(active.cells.get, keys))
+        if rows is None or in_memory:
+            return list(map(self.get, keys))
+        found: list[bytes | None] = list(map(rows.young.get, keys))
+        if None in found:
+            found = [self.get(key) if value is None else value for key, value in zip(keys, found, strict=True)]
+        return found
 
     def get_versioned(self, key: bytes) -> tuple[bytes, int] | None:
         """(value, version), or None when the key does not exist."""
@@ -83,6 +115,14 @@ class Tablet:
         """Level 0 oldest first, the others in key order."""
         self.level0 = list(levels[0]) if levels else []
         self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
+        self._parts = (*reversed(self.level0), *self.sorted_levels)
+        if self.rows is not None:
+            self.rows.clear()
+
+    def share_levels(self, other: Tablet) -> None:
+        """Have the levels that the other has now."""
+        self.level0, self.sorted_levels = list(other.level0), list(other.sorted_levels)
+        self._parts = other._parts
 
     @property
     def level0_files(self) -> int:
@@ -107,13 +147,39 @@ class Tablet:
         return cell
 
     def _find_in_tables(self, key: bytes) -> tuple[bytes, int] | None:
-        parts: tuple[Table | ClippedTable | SortedRun, ...] = (*reversed(self.level0), *self.sorted_levels)
-        for part in parts:
-            found = part.find(key)
-            if found is not None:
-                columns, row = found
-                kind = columns.kind(row)
-                if kind == PUT or (kind == PUT_EXPIRING and columns.expiry(row) > self._clock()):
-                    return columns.values[row], columns.version(row)
-                return None
+        """(value, version)."""
+        found = self._row_in_tables(key)
+        if found is None:
+            return None
+        columns, row = found
+        kind = columns.kind(row)
+        if kind == PUT or (kind == PUT_EXPIRING and columns.expiry(row) > self._clock()):
+            return columns.values[row], columns.version(row)
+        return None
+
+    def _value_in_tables(self, key: bytes, rows: RowCache) -> bytes | None:
+        value = rows.get(key)
+        if value is not None:
+            return value
+        misses = rows.blocks.misses
+        found = self._row_in_tables(key)
+        if found is None:
+            return None
+        columns, row = found
+        kind = columns.kind(row)
+        if kind == PUT:
+            value = columns.values[row]
+            if rows.blocks.misses == misses:  # read before, not long ago: of reads all over the place nothing is kept
+                rows.put(key, value)
+            return value
+        return columns.values[row] if kind == PUT_EXPIRING and columns.expiry(row) > self._clock() else None
+
+    def _row_in_tables(self, key: bytes) -> tuple[Columns, int] | None:
+        """The newest row of the key in the tables."""
+        if self._parts:
+            high, mask = probe(key)
+            for part in self._parts:
+                found = part.find_probed(key, high, mask)
+                if found is not None:
+                    return found
         return None
