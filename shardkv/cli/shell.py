@@ -5,6 +5,7 @@ Invariant: an error ends its line, never the shell. Piped input ends with the ex
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,12 +28,17 @@ HISTORY_FILE = "~/.shardkv_history"
 RANGE_ROWS_MAX = 1_000
 COMPLETIONS_MAX = 20
 COMPLETION_TIMEOUT_S = 0.5
+PUT_LINE = re.compile(r"""\w+\s+(?P<key>(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+)\s+(?P<value>.+)""", re.DOTALL)
+QUOTED = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*')(?:\s+#.*)?""", re.DOTALL)
 
 
 @click.command()
 @with_target
 def shell(target: Target) -> int:
     """Type commands one after another; `help` lists them. Reads plain lines when input is not a terminal.
+
+    Words are quoted as in a shell: a key with spaces is "two words". The value of `put` is the rest of the line as
+    it is typed, JSON and # included; quotes around the whole of it are taken off.
 
     \b
     Example:
@@ -125,10 +131,9 @@ class Verb:
 
 def run_line(db: Client[bytes], line: str) -> Iterator[str]:
     """Carry out one line; what to print. Raises EOFError for `quit`, InvalidArgument, and what the client raises."""
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError as error:
-        raise InvalidArgument(f"The line cannot be read: {error}.", hint='Quote as in "a b".') from None
+    words = split_line(line)
+    if words[:1] == ["shardkv"]:
+        raise InvalidArgument("This already is shardkv.", hint="Leave the first word out.")
     if not words:
         return
     verb = VERBS.get(words[0].lower())
@@ -137,6 +142,27 @@ def run_line(db: Client[bytes], line: str) -> Iterator[str]:
     if not verb.least <= len(words) - 1 <= verb.most:
         raise InvalidArgument(f"Write: {verb.usage}")
     yield from verb.run(db, words[1:])
+
+
+def split_line(line: str) -> list[str]:
+    """The words of a line, quoted as in a shell; of `put`, the value is the rest of the line as it is typed.
+
+    Quotes around that whole rest are taken off, as they are around any word. Raises InvalidArgument.
+    """
+    line = line.strip()
+    if line.lower().startswith("put "):
+        found = PUT_LINE.fullmatch(line)
+        if found is not None:
+            value = found["value"]
+            return ["put", *_words(found["key"]), *(_words(value) if QUOTED.fullmatch(value) else [value])]
+    return _words(line)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise InvalidArgument(f"The line cannot be read: {error}.", hint='Quote as in "a b".') from None
 
 
 def _put(db: Client[bytes], words: list[str]) -> Iterator[str]:
@@ -189,7 +215,9 @@ def _ping(db: Client[bytes], words: list[str]) -> Iterator[str]:
 
 def _help(db: Client[bytes], words: list[str]) -> Iterator[str]:
     width = max(len(verb.usage) for verb in VERBS.values())
-    for verb in VERBS.values():
+    if words and words[0] not in VERBS:
+        raise InvalidArgument(f"There is no command {words[0]!r}.", hint="`help` lists the commands.")
+    for verb in [VERBS[words[0]]] if words else VERBS.values():
         yield f"{verb.usage:{width}}  {verb.summary}"
 
 
@@ -200,14 +228,15 @@ def _quit(db: Client[bytes], words: list[str]) -> Iterator[str]:
 MANY = 10_000
 
 VERBS = {
-    "put": Verb("put KEY VALUE", "store a value", 2, 2, _put),
+    "put": Verb("put KEY VALUE", "store the rest of the line; quote a KEY that has spaces", 2, 2, _put),
     "get": Verb("get KEY", "show a value", 1, 1, _get),
     "range": Verb("range START END", "show the keys from START to END, both included", 2, 2, _range),
     "scan": Verb("scan [PREFIX [LIMIT]]", "show the keys that begin with PREFIX", 0, 2, _scan),
     "batch": Verb("batch KEY VALUE [KEY VALUE ...]", "store several values, atomically per shard", 2, MANY, _batch),
     "delete": Verb("delete KEY", "delete a key", 1, 1, _delete),
     "ping": Verb("ping", "measure the round trip", 0, 0, _ping),
-    "help": Verb("help", "this list", 0, 0, _help),
+    "?": Verb("?", "this list", 0, 1, _help),
+    "help": Verb("help [COMMAND]", "this list, or one line of it", 0, 1, _help),
     "quit": Verb("quit", "leave", 0, 0, _quit),
     "exit": Verb("exit", "leave", 0, 0, _quit),
 }

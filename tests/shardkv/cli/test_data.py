@@ -96,6 +96,29 @@ def test_an_error_ends_its_line_and_not_the_shell(run, router):
     assert any(line.startswith("range START END") for line in done.lines)
 
 
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ('put k {"a":1}', "k", '{"a":1}'),
+        ('put "two words" [1, "x"]  ', "two words", '[1, "x"]'),
+        ("put k it's #1 \\ here", "k", "it's #1 \\ here"),
+        ("PUT k 'John Smith'  # quoted as a whole", "k", "John Smith"),
+        ('put k "a" "b"', "k", '"a" "b"'),
+        ("put k ''", "k", ""),
+    ],
+)
+def test_the_shell_stores_a_value_as_it_is_typed(line, key, value, run, router):
+    done = run("shell", stdin=line.encode())
+    assert (done.code, done.lines) == (0, ["ok"]), done.err
+    assert router.store == {key.encode(): value.encode()}
+
+
+def test_the_shell_helps_with_one_command_and_with_a_word_too_many(run, router):
+    assert run("shell", stdin=b"help get").lines[0].startswith("get KEY")
+    assert len(run("shell", stdin=b"?").lines) > 5
+    assert "Leave the first word out." in run("shell", stdin=b"shardkv get a").err
+
+
 WORKLOADS = ["fill", "read", "mixed", "scan", *(f"ycsb-{letter}" for letter in "abcdef")]
 
 
