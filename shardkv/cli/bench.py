@@ -6,9 +6,12 @@ Invariant: every operation is timed from the call to its answer, and failed ones
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from array import array
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardkv.cli.main import UNAVAILABLE
-from shardkv.cli.options import Target, as_json, with_target
+from shardkv.cli.options import Target, as_json, counted, with_target
 from shardkv.errors import ShardKVError
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 10.0
 LOAD_BATCH = 4_000
 VALUE_VARIANTS = 64
+SHOW_EVERY_S = 0.5
 WORKLOAD_NAMES = ["fill", "read", "mixed", "scan", *(f"ycsb-{letter}" for letter in "abcdef")]
 
 
@@ -112,6 +116,7 @@ class Run:
         self.rows = 0
         self.errors = Counter[str]()
         self.values = _values(plan)
+        self._workload = plan.workload
         self._stop = stop
         self._left = plan.operations
         self._ends_at = None if plan.seconds is None else time.perf_counter() + plan.seconds
@@ -128,6 +133,12 @@ class Run:
         if not self._operations:
             self._operations = self.chooser.operations(1_000)
         return self._operations.pop()
+
+    def so_far(self, took_s: float) -> str:
+        """What was done after `took_s`, on a line."""
+        done = sum(map(len, self.took.values()))
+        rate = done / max(took_s, 1e-3)
+        return f"{self._workload}: {took_s:.0f} s, {counted(done, 'operation')}, {rate:,.0f} per second"
 
     def note(self, operation: str, took_s: float) -> None:
         """One operation was answered."""
@@ -146,15 +157,37 @@ async def run_plan(target: Target, plan: Plan, stop: asyncio.Event) -> dict[str,
         AsyncClient(target.router, keyspace=target.keyspace, timeout=target.timeout_s) for _ in range(plan.clients)
     ]
     try:
-        loaded_s = 0.0 if fill else await _load(clients[0], plan)
+        with _told(lambda: f"{plan.workload}: loading {counted(plan.keys, 'record')}"):
+            loaded_s = 0.0 if fill else await _load(clients[0], plan)
         await asyncio.gather(*(db.ping() for db in clients))
         run = Run(plan, Chooser(WORKLOADS[plan.workload], 0 if fill else plan.keys, Random(plan.seed)), stop)
         began = time.perf_counter()
-        await asyncio.gather(*(_work(db, run) for db in clients for _ in range(plan.pipeline)))
+        with _told(lambda: run.so_far(time.perf_counter() - began)):
+            await asyncio.gather(*(_work(db, run) for db in clients for _ in range(plan.pipeline)))
         return _result(plan, run, time.perf_counter() - began, loaded_s)
     finally:
         for db in clients:
             await db.close()
+
+
+@contextmanager
+def _told(line: Callable[[], str]) -> Iterator[None]:
+    """Meanwhile shows `line()` on stderr, if that is a terminal, and wipes it at the end."""
+    if not sys.stderr.isatty():
+        yield
+        return
+
+    async def show() -> None:
+        while True:
+            click.echo(f"\r{line()}\x1b[K", err=True, nl=False)
+            await asyncio.sleep(SHOW_EVERY_S)
+
+    shower = asyncio.get_running_loop().create_task(show())
+    try:
+        yield
+    finally:
+        shower.cancel()
+        click.echo("\r\x1b[K", err=True, nl=False)
 
 
 async def _load(db: AsyncClient[bytes], plan: Plan) -> float:

@@ -127,3 +127,10 @@ def test_an_export_into_a_pipe_shows_no_bar_and_ends_quietly_when_its_reader_doe
         assert shown.process.wait(20) == 0
         assert shown.wait_for(r"\}\r\n") == '{"key":"k00000","value":"' + "v" * 50 + '"}\r\n'
         assert shown.rest() == ""
+
+
+def test_bench_tells_what_it_does_meanwhile(router, tmp_path):
+    with terminal("bench", "--keys", "500", "--seconds", "1.2", home=tmp_path) as shown:
+        shown.wait_for("mixed: loading 500 records")
+        shown.wait_for(r"mixed: \d s, [\d,]+ operations, [\d,]+ per second\r")
+        shown.wait_for(r"\rmixed: [\d,]+ operations in 1\.\d+ s")
