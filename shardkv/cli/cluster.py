@@ -24,7 +24,7 @@ _data_dir = click.option("--data-dir", metavar="DIR", help="Where the cluster is
 _config_file = click.option("--config", "config_file", metavar="FILE", help="TOML configuration; options win over it.")
 
 
-@click.group()
+@click.group(short_help="Start, stop and look at a whole cluster on this machine.")
 def cluster() -> None:
     """Start, stop and look at a whole cluster on this machine.
 
@@ -36,7 +36,7 @@ def cluster() -> None:
     """
 
 
-@cluster.command()
+@cluster.command(short_help="Start a cluster, or bring one back.")
 @click.option("--nodes", type=int, help="Storage nodes.  [default: 3]")
 @click.option("--routers", type=int, help="Routers; they share the port.  [default: 1]")
 @click.option("--partition", type=click.Choice(["hash", "range"]), help="How keys become shards.  [default: hash]")
@@ -117,7 +117,7 @@ def _say(text: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-@cluster.command()
+@cluster.command(short_help="Show every process and whether it answers.")
 @_data_dir
 @_config_file
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -192,7 +192,7 @@ def down(data_dir: str | None, config_file: str | None) -> None:
         click.echo(f"Nothing of the cluster in {layout.directory} was running.")
 
 
-@cluster.command()
+@cluster.command(short_help="Print the last lines of the logs.")
 @click.argument("name", required=False)
 @_data_dir
 @_config_file

@@ -15,7 +15,7 @@ from shardkv.cli.options import BYTES, Target, as_json, with_target
 @click.argument("value", type=BYTES)
 @with_target
 def put(target: Target, key: bytes, value: bytes) -> None:
-    """Store VALUE under KEY; it is on disk when the command returns.
+    """Store VALUE under KEY; it is on disk when the command returns (with --durability always, the default).
 
     \b
     Example:

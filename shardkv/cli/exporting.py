@@ -1,7 +1,7 @@
 """`shardkv export`: writes keys and values to a JSONL file that `shardkv import` reads back exactly.
 
 Invariant: FILE is the whole export or is not touched: rows go to a file beside it, which is synced and renamed at
-the end.
+the end. An export of nothing does not replace a file that holds something.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ def _output(file: str) -> Iterator[BinaryIO]:
             yield out
             out.flush()
             os.fsync(out.fileno())
+        if unfinished.stat().st_size == 0 and os.path.exists(file) and os.path.getsize(file):
+            raise InvalidArgument(
+                f"Nothing was found to export, and {file} is not empty: it was left as it is.",
+                hint="Check --prefix and --keyspace, or remove the file.",
+            )
         os.replace(unfinished, file)
     except OSError as error:
         raise InvalidArgument(

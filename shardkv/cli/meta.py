@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 
 
-@click.group(epilog="Example: shardkv meta run --data-dir /var/lib/shardkv/meta --nodes 3")
+@click.group()
 def meta() -> None:
-    """The metadata process: the one place that knows who owns what."""
+    """The metadata process: the one place that knows who owns what.
+
+    \b
+    Example:
+      shardkv meta run --data-dir /var/lib/shardkv/meta --nodes 3
+    """
 
 
-@meta.command(
-    epilog="Example: shardkv meta run --data-dir /var/lib/shardkv/meta --bind 127.0.0.1 --port 7401 --nodes 3"
-)
+@meta.command()
 @click.option("--data-dir", required=True, metavar="DIR", help="Where the store is kept.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", default=7401, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
@@ -38,7 +41,12 @@ def run(
     log_file: str | None,
     insecure: bool | None,
 ) -> None:
-    """Keep the metadata of a cluster and place its shards, until SIGTERM."""
+    """Keep the metadata of a cluster and place its shards, until SIGTERM.
+
+    \b
+    Example:
+      shardkv meta run --data-dir /var/lib/shardkv/meta --bind 127.0.0.1 --port 7401 --nodes 3
+    """
     import msgspec
 
     from shardkv.config import load_config

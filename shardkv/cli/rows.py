@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from shardkv.cli.options import counted
 from shardkv.errors import InvalidArgument
 
 BOM = b"\xef\xbb\xbf"
@@ -124,7 +125,7 @@ def _delimited_rows(lines: Lines, delimiter: str, header: list[str] | None) -> I
             if not cells:
                 continue
             if len(cells) != len(names):
-                raise lines.bad(f"it has {len(cells)} columns and the header has {len(names)}")
+                raise lines.bad(f"it has {counted(len(cells), 'column')} and the header has {len(names):,}")
             yield dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise lines.bad(f"it is not valid ({error})") from None
@@ -147,8 +148,8 @@ def _field(row: dict[str, Any], name: str) -> bytes:
         raise ValueError(
             f'it has no "{name}" (columns: {", ".join(map(str, row)) or "none"}); use --key for other rows'
         )
-    if name == "key" and not isinstance(value, str):
-        raise ValueError('its "key" is not text')
+    if name == "key" and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+        raise ValueError('its "key" is neither text nor a number')
     return _encoded(value if isinstance(value, str) else _json(value))
 
 

@@ -41,6 +41,7 @@ def test_what_each_form_stores():
         b'city:IS:Rey, "R"',
         b"city:NO:two\nlines",
     ]
+    assert rows_of(b'{"key":7,"value":"x"}') == [(b"7", b"x")]
     assert rows_of(b"key\tvalue\na\t1\n", "tsv") == [(b"a", b"1")]
     assert rows_of(b'{"id":7,"x":1.5}\n', template="id", prefix=b"p") == [(b"p7", b'{"id":7,"x":1.5}')]
 
@@ -52,7 +53,7 @@ def test_what_each_form_stores():
         (b"[1]\n", "jsonl", None, "line 1: it is not a JSON object"),
         (b'{"key":"a"}\n', "jsonl", None, 'it has no "value"'),
         (b'{"key":"","value":""}\n', "jsonl", None, "its key is empty"),
-        (b'{"key":1,"value":""}\n', "jsonl", None, 'its "key" is not text'),
+        (b'{"key":true,"value":""}\n', "jsonl", None, 'its "key" is neither text nor a number'),
         (b'{"key_b64":"***","value":""}\n', "jsonl", None, 'its "key_b64" is not base64'),
         (b'{"key":"\\ud800","value":""}\n', "jsonl", None, "surrogate"),
         (b'{"key":"\xff","value":""}\n', "jsonl", None, "not UTF-8"),
@@ -60,7 +61,7 @@ def test_what_each_form_stores():
         (b'{"id":null}\n', "jsonl", "id", 'column "id"'),
         (b'{"id":1}\n', "jsonl", "{id", "not a template"),
         (b'{"id":1}\n', "jsonl", "{}", "names no column"),
-        (b"key,value\na,1\nb\n", "csv", None, "line 3: it has 1 columns and the header has 2"),
+        (b"key,value\na,1\nb\n", "csv", None, "line 3: it has 1 column and the header has 2"),
         (b'key,value\na,"1"x\n', "csv", None, "line 2: it is not valid"),
         (b"", "csv", None, "no header"),
         (b"[" * 100_000, "jsonl", None, "not JSON"),
@@ -100,6 +101,16 @@ def test_an_export_that_fails_leaves_the_old_file(run, router, tmp_path):
     assert run("export", str(target), "--timeout", "0.1").code == 3
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_export_of_nothing_does_not_replace_a_file(run, router, tmp_path):
+    target = tmp_path / "out.jsonl"
+    target.write_text("old")
+    done = run("export", str(target))
+    assert (done.code, "was left as it is" in done.err) == (2, True)
+    assert target.read_text() == "old"
+    assert run("export", str(tmp_path / "new.jsonl")).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.jsonl", "out.jsonl"]
 
 
 def test_a_bad_row_stops_the_import_and_correcting_it_lets_it_go_on(run, router, tmp_path, monkeypatch):
