@@ -101,6 +101,7 @@ def up(
     from shardkv.launcher.up import run_cluster
 
     run_cluster(config, config_file=config_file, report=_say, on_ready=_show_summary)
+    _say(f"Stopped. The data stays in {Path(config.cluster.data_dir).resolve()}.")
 
 
 def _show_summary(started: Started) -> None:
@@ -165,7 +166,7 @@ def _status_text(found: dict[str, Any]) -> str:
         f"  data directory  {found['data_dir']}",
         f"  launcher        {launcher}",
         "",
-        *table(("process", "state", "pid", "address", "memory", "restarts"), rows),
+        *table(("process", "state", "pid", "own address", "memory", "restarts"), rows),
         *(f"{process['name']}: {process['problem']} (log: {process['log']})" for process in troubled),
     ]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import click
 
 from shardkv.cli.exporting import as_line
 from shardkv.cli.options import BYTES, Target, printable, with_target
+from shardkv.errors import InvalidRange
 
 
 @click.command()
@@ -40,6 +41,11 @@ def scan(
       shardkv scan --prefix city:IS: --limit 5 --json
       shardkv scan --reverse --keys-only --limit 1
     """
+    if stop is not None and stop < start:
+        raise InvalidRange(
+            f"START {printable(start)} is after STOP {printable(stop)}.",
+            hint="Write the lower one first; --reverse lists the highest key first.",
+        )
     out = sys.stdout.buffer
     sys.stdout.flush()
     with target.client() as db:

@@ -184,8 +184,8 @@ def _range(db: Client[bytes], words: list[str]) -> Iterator[str]:
 
 
 def _scan(db: Client[bytes], words: list[str]) -> Iterator[str]:
-    if len(words) == 2 and not words[1].isdecimal():
-        raise InvalidArgument(f"Write: {VERBS['scan'].usage}")
+    if (words and words[0].startswith("--")) or len(words) > 2 or (len(words) == 2 and not words[1].isdecimal()):
+        raise InvalidArgument(f"Write: {VERBS['scan'].usage}.", hint="`shardkv scan` outside the shell takes options.")
     limit = int(words[1]) if len(words) == 2 else RANGE_ROWS_MAX + 1
     return _rows(db.scan(prefix=words[0] if words else None, limit=limit))
 
@@ -231,7 +231,7 @@ VERBS = {
     "put": Verb("put KEY VALUE", "store the rest of the line; quote a KEY that has spaces", 2, 2, _put),
     "get": Verb("get KEY", "show a value", 1, 1, _get),
     "range": Verb("range START END", "show the keys from START to END, both included", 2, 2, _range),
-    "scan": Verb("scan [PREFIX [LIMIT]]", "show the keys that begin with PREFIX", 0, 2, _scan),
+    "scan": Verb("scan [PREFIX [LIMIT]]", "show the keys that begin with PREFIX", 0, 9, _scan),
     "batch": Verb("batch KEY VALUE [KEY VALUE ...]", "store several values, atomically per shard", 2, MANY, _batch),
     "delete": Verb("delete KEY", "delete a key", 1, 1, _delete),
     "ping": Verb("ping", "measure the round trip", 0, 0, _ping),

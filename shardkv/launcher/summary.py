@@ -34,7 +34,7 @@ def summary(started: Started) -> str:
         (name, str(pid), started.addresses.get(name, ""), os.path.relpath(layout.log_of(name), layout.directory))
         for name, pid in started.pids.items()
     ]
-    header = ("process", "pid", "address", "log (in the data directory)")
+    header = ("process", "pid", "own address", "log (in the data directory)")
     adopted = f" Found still running: {', '.join(started.adopted)}." if started.adopted else ""
     return "\n".join(
         [

@@ -89,3 +89,9 @@ def test_an_option_of_the_command_wins_over_one_before_it_and_that_over_the_envi
     assert run("get", "k", "--timeout", "0.05").code == 3
     assert run("--keyspace", "orders", "get", "k", "--router", here).code == 2
     assert run("--keyspace", "orders", "get", "k", "--router", here, "--keyspace", "default").out == b"v"
+
+
+def test_what_was_probably_meant_is_named(run, router):
+    assert "Did you mean 'export'?" in run("exprot").err
+    assert "START b is after STOP a. Write the lower one first; --reverse" in run("scan", "b", "a").err
+    assert "outside the shell takes options" in run("shell", stdin=b"scan --prefix user: --reverse").err

@@ -238,6 +238,7 @@ def test_a_stopped_cluster_accuses_nobody(tmp_path: Path) -> None:
         world.kill("node-1")
         until(lambda: "node-1 is started again" in world.output and serving(world))
         assert world.stop() == 0
+        assert f"Stopped. The data stays in {world.data_dir}." in world.output
         told = command("cluster", "status", "--data-dir", world.data_dir).stdout
         assert "The cluster is stopped" in told
         assert "signal" not in told
