@@ -8,12 +8,17 @@ from pathlib import Path
 import click
 
 
-@click.group(epilog="Example: shardkv node run --name node-1 --meta 127.0.0.1:7401 --data-dir /var/lib/shardkv/node-1")
+@click.group()
 def node() -> None:
-    """A node: keeps and serves the shards it owns."""
+    """A node: keeps and serves the shards it owns.
+
+    \b
+    Example:
+      shardkv node run --name node-1 --meta 127.0.0.1:7401 --data-dir /var/lib/shardkv/node-1
+    """
 
 
-@node.command(epilog="Example: shardkv node run --name node-1 --meta 127.0.0.1:7401 --data-dir /var/lib/shardkv/node-1")
+@node.command()
 @click.option("--name", required=True, help="The node's name in the cluster; it belongs to its data directory.")
 @click.option("--meta", required=True, metavar="HOST:PORT", help="Where the metadata process is.")
 @click.option("--data-dir", required=True, metavar="DIR", help="Where the data is kept.")
@@ -38,7 +43,12 @@ def run(
     log_file: str | None,
     insecure: bool | None,
 ) -> None:
-    """Serve the shards the cluster gives this node, until SIGTERM."""
+    """Serve the shards the cluster gives this node, until SIGTERM.
+
+    \b
+    Example:
+      shardkv node run --name node-1 --meta 127.0.0.1:7401 --data-dir /var/lib/shardkv/node-1
+    """
     import msgspec
 
     from shardkv.config import load_config

@@ -8,12 +8,17 @@ from pathlib import Path
 import click
 
 
-@click.group(epilog="Example: shardkv router run --name router-1 --meta 127.0.0.1:7401")
+@click.group()
 def router() -> None:
-    """A router: takes clients and sends their requests to the nodes."""
+    """A router: takes clients and sends their requests to the nodes.
+
+    \b
+    Example:
+      shardkv router run --name router-1 --meta 127.0.0.1:7401
+    """
 
 
-@router.command(epilog="Example: shardkv router run --name router-1 --meta 127.0.0.1:7401 --port 7400")
+@router.command()
 @click.option("--name", required=True, help="The router's name in the cluster.")
 @click.option("--meta", required=True, metavar="HOST:PORT", help="Where the metadata process is.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
@@ -34,7 +39,12 @@ def run(
     log_file: str | None,
     insecure: bool | None,
 ) -> None:
-    """Serve clients on the cluster's port, until SIGTERM."""
+    """Serve clients on the cluster's port, until SIGTERM.
+
+    \b
+    Example:
+      shardkv router run --name router-1 --meta 127.0.0.1:7401 --port 7400
+    """
     import msgspec
 
     from shardkv.config import load_config
