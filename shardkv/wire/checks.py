@@ -70,6 +70,11 @@ def check_write(write: Write, limits: Limits) -> None:
     count = len(write.keys)
     if not count:
         raise InvalidArgument("A write holds no operation.")
+    if write.token is not None:
+        raise InvalidArgument(
+            "A write carries an idempotency token, and this version keeps no record of tokens.",
+            hint="Send it without one: a token that is not honoured would be a false promise.",
+        )
     if len(write.values) != count:
         raise InvalidArgument(f"A write has {count} keys and {len(write.values)} values.")
     if write.kinds != Kind.PUT:

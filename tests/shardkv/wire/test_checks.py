@@ -11,7 +11,7 @@ from shardkv.errors import (
 )
 from shardkv.limits import Limits
 from shardkv.wire.checks import check_keys, check_range, check_values, check_write
-from shardkv.wire.messages import Write
+from shardkv.wire.messages import Token, Write
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=20, operations_max=3)
 
@@ -41,6 +41,7 @@ def test_each_limit_has_its_own_error_that_says_which_and_by_how_much() -> None:
     "write",
     [
         Write(None, None, 1, [], [], False),
+        Write(Token(b"client", 1), None, 1, [b"k"], [b"v"], False),
         Write(None, None, 1, [b"k"], [], False),
         Write(None, None, 3, [b"k"], [b"v"], False),
         Write(None, None, -1, [b"k"], [b"v"], False),
