@@ -345,7 +345,7 @@ def command(*arguments: str, timeout_s: float = 30) -> tuple[int, str]:
         (["put", "a"], 2, "VALUE"),
         (["get", "nobody"], 1, "nobody"),
         (["delete", "nobody"], 1, "nobody"),
-        (["scan", "b", "a"], 2, "b'a'"),
+        (["scan", "b", "a"], 2, "after STOP a"),
         (["scan", "--limit", "-1"], 2, "--limit"),
         (["frob"], 2, "frob"),
         (["--keyspace", "nowhere", "get", "a"], 2, "nowhere"),
