@@ -28,7 +28,7 @@ TIMEOUT_S = 0.5
 KEYS = [b"fixed-%04d" % number for number in range(1500)]
 
 
-@pytest.fixture(scope="module", params=["hash", "range"])
+@pytest.fixture(scope="module", params=["hash", pytest.param("range", marks=pytest.mark.long)])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterWorld]:
     directory: Path = tmp_path_factory.mktemp(f"review-{request.param}")
     options = ("--partition", request.param, "--nodes", "2", "--routers", "2")
