@@ -40,12 +40,6 @@ def build(keys: Sequence[bytes], bits_per_key: int) -> array[int]:
     return words
 
 
-def may_contain(words: array[int], key: bytes) -> bool:
-    """False: the key is certainly not among those the filter was built over."""
-    high, mask = probe(key)
-    return not words or words[high * len(words) >> 32] & mask == mask
-
-
 def probe(key: bytes) -> tuple[int, int]:
     """(high, mask) for any number of filters: the key may be in one with n words if n is 0 or
     `words[high * n >> 32] & mask == mask`."""
