@@ -18,6 +18,8 @@ from shardkv.errors import InvalidRange
 @click.option("--limit", type=click.IntRange(min=0), help="At most so many rows.")
 @click.option("--reverse", is_flag=True, help="The highest key first.")
 @click.option("--keys-only", is_flag=True, help="Leave out the values.")
+@click.option("--cursor", help="Go on where an earlier scan ended, as its --show-cursor said.")
+@click.option("--show-cursor", is_flag=True, help="Afterwards tell on stderr how to go on.")
 @click.option("--json", "json_wanted", is_flag=True, help="One JSON object for each row.")
 @with_target
 def scan(
@@ -29,6 +31,8 @@ def scan(
     limit: int | None,
     reverse: bool,
     keys_only: bool,
+    cursor: str | None,
+    show_cursor: bool,
     json_wanted: bool,
 ) -> None:
     """List keys from START up to, not including, STOP, in key order: key, tab, value.
@@ -40,6 +44,7 @@ def scan(
       shardkv scan user:1000 user:2000
       shardkv scan --prefix city:IS: --limit 5 --json
       shardkv scan --reverse --keys-only --limit 1
+      shardkv scan --limit 100 --show-cursor
     """
     if stop is not None and stop < start:
         raise InvalidRange(
@@ -50,9 +55,15 @@ def scan(
     sys.stdout.flush()
     with target.client() as db:
         if keys_only:
-            for key in db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=True):
+            keys = db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=True, cursor=cursor)
+            for key in keys:
                 out.write(as_line(key, None) if json_wanted else f"{printable(key)}\n".encode())
+            left = keys.cursor
         else:
-            for key, value in db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse):
+            rows = db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, cursor=cursor)
+            for key, value in rows:
                 out.write(as_line(key, value) if json_wanted else f"{printable(key)}\t{printable(value)}\n".encode())
+            left = rows.cursor
     out.flush()
+    if show_cursor:
+        click.echo(f"cursor: {left or 'nothing is left'}", err=True)

@@ -34,6 +34,7 @@ from shardkv.client.calls import Call, Lost, Outcome, State, raise_failure, sett
 from shardkv.client.connection import CTX, told_deadline_ms
 from shardkv.client.pool import closed_error, no_router_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
+from shardkv.client.scan_rows import AsyncScan, keys_of, pairs_of
 from shardkv.errors import InvalidArgument, ShardKVError, UnavailableError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.address import format_address
@@ -155,8 +156,9 @@ class AsyncClient(Generic[Out]):
         limit: int | None = ...,
         reverse: bool = ...,
         keys_only: Literal[False] = ...,
+        cursor: str | None = ...,
         timeout: float | None = ...,
-    ) -> AsyncIterator[tuple[Out, Out]]: ...
+    ) -> AsyncScan[tuple[Out, Out]]: ...
     @overload
     def scan(
         self,
@@ -167,8 +169,9 @@ class AsyncClient(Generic[Out]):
         limit: int | None = ...,
         reverse: bool = ...,
         keys_only: Literal[True],
+        cursor: str | None = ...,
         timeout: float | None = ...,
-    ) -> AsyncIterator[Out]: ...
+    ) -> AsyncScan[Out]: ...
     def scan(
         self,
         start: Text = b"",
@@ -178,18 +181,32 @@ class AsyncClient(Generic[Out]):
         limit: int | None = None,
         reverse: bool = False,
         keys_only: bool = False,
+        cursor: str | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[tuple[Out, Out]] | AsyncIterator[Out]:
+    ) -> AsyncScan[tuple[Out, Out]] | AsyncScan[Out]:
         """(key, value) of every key in [start, stop), in key order, read page by page; only keys with `keys_only`.
 
-        `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. The next page is
-        fetched while one is used.
+        `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. `cursor`: go on where
+        an earlier scan's `cursor` stood, of this client or another. The next page is fetched while one is used.
         """
         self._check_open()
         plan = plan_scan(
-            start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only, limits=self._limits
+            start,
+            stop,
+            prefix=prefix,
+            limit=limit,
+            reverse=reverse,
+            keys_only=keys_only,
+            cursor=cursor,
+            keyspace=self.keyspace,
+            limits=self._limits,
         )
-        return self._keys(plan, timeout) if keys_only else self._rows(plan, timeout)
+        pages = self._pages(plan, timeout)
+        return (
+            AsyncScan(plan, pages, keys_of(self._decode))
+            if keys_only
+            else AsyncScan(plan, pages, pairs_of(self._decode))
+        )
 
     def get_range(
         self,
@@ -199,11 +216,13 @@ class AsyncClient(Generic[Out]):
         limit: int | None = None,
         reverse: bool = False,
         timeout: float | None = None,
-    ) -> AsyncIterator[tuple[Out, Out]]:
+    ) -> AsyncScan[tuple[Out, Out]]:
         """(key, value) of every key from `start` to `last`, both included, in key order."""
         self._check_open()
-        plan = plan_range(start, last, limit=limit, reverse=reverse, keys_only=False, limits=self._limits)
-        return self._rows(plan, timeout)
+        plan = plan_range(
+            start, last, limit=limit, reverse=reverse, keys_only=False, keyspace=self.keyspace, limits=self._limits
+        )
+        return AsyncScan(plan, self._pages(plan, timeout), pairs_of(self._decode))
 
     # The cluster
 
@@ -329,25 +348,6 @@ class AsyncClient(Generic[Out]):
         call = plan.call()
         await self._run([call], timeout)
         return cast(Page, call.result)
-
-    async def _rows(self, plan: ScanPlan, timeout: float | None) -> AsyncIterator[tuple[Out, Out]]:
-        decode = self._decode
-        pages = self._pages(plan, timeout)
-        try:
-            async for page in pages:
-                for key, value in zip(page.keys, page.values or (), strict=False):
-                    yield decode(key), decode(value)
-        finally:
-            await pages.aclose()
-
-    async def _keys(self, plan: ScanPlan, timeout: float | None) -> AsyncIterator[Out]:
-        pages = self._pages(plan, timeout)
-        try:
-            async for page in pages:
-                for key in page.keys:
-                    yield self._decode(key)
-        finally:
-            await pages.aclose()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,12 +1,17 @@
 """Pages of an ordered scan, without I/O: the request for the next page from what the last one covered.
 
-Invariants: every page moves the bound that is left, so a scan always ends; no key is asked for twice.
+Invariants: every page moves the bound that is left, so a scan always ends; no key is asked for twice, and a cursor
+begins right after the last key that was handed out.
 Ranges are half-open [start, stop); a prefix is the range [prefix, next_prefix(prefix)).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from operator import length_hint
+
 from shardkv.client.calls import PageCall
+from shardkv.client.cursor import Cursor, decode_cursor, encode_cursor
 from shardkv.errors import InvalidArgument, RemoteProtocolError
 from shardkv.limits import KIB, MIB, Limits
 from shardkv.wire.checks import check_range
@@ -19,6 +24,10 @@ PAGE_BYTES_MOST = 1 * MIB
 """Pages grow from the first size to the last: the first row comes soon, a long scan in few round trips."""
 
 
+_Range = tuple[bytes, bytes | None]
+"""[start, stop), stop None for no end."""
+
+
 def next_prefix(prefix: bytes) -> bytes | None:
     """The smallest key above all keys that begin with `prefix`; None when there is none."""
     kept = prefix.rstrip(b"\xff")
@@ -28,47 +37,94 @@ def next_prefix(prefix: bytes) -> bytes | None:
 class ScanPlan:
     """What of a scan is still to be read. `call()` asks for the next page, `take(page)` notes what it covered."""
 
-    __slots__ = ("_keys_only", "_left", "_page_bytes", "_reverse", "_start", "_stop", "finished")
+    __slots__ = ("_before", "_keys", "_keys_only", "_keyspace", "_left", "_page_bytes", "_rest", "_reverse", "unread")
 
-    def __init__(self, start: bytes, stop: bytes | None, *, limit: int | None, reverse: bool, keys_only: bool) -> None:
-        self._start = start
-        self._stop = stop
+    def __init__(
+        self,
+        start: bytes,
+        stop: bytes | None,
+        *,
+        limit: int | None,
+        reverse: bool,
+        keys_only: bool,
+        keyspace: str,
+    ) -> None:
+        self._rest = _not_empty((start, stop))
+        """What no page has covered."""
         self._left = limit
         self._reverse = reverse
         self._keys_only = keys_only
+        self._keyspace = keyspace
         self._page_bytes = PAGE_BYTES_FIRST
-        self.finished = limit == 0 or (stop is not None and start >= stop)
+        self._before = self._rest
+        """What was not covered before the last page."""
+        self._keys: list[bytes] = []
+        """Those of the last page."""
+        self.unread: Iterator[bytes] = iter(())
+        """Those of them that were not handed out; whoever hands one out takes it from here."""
+
+    @property
+    def finished(self) -> bool:
+        """No page is to be read any more."""
+        return self._rest is None or self._left == 0
+
+    @property
+    def cursor(self) -> str | None:
+        """What is left after the last key handed out, for a later scan; None when that is nothing."""
+        unread = length_hint(self.unread)
+        if not unread:
+            rest = self._rest
+        elif unread == len(self._keys):
+            rest = self._before
+        else:
+            rest = self._after(self._keys[-unread - 1], self._before)
+        return None if rest is None else encode_cursor(Cursor(self._keyspace, self._reverse, *rest))
 
     def call(self) -> PageCall:
         """The request for the next page. Requires: not finished."""
+        assert self._rest is not None
+        start, stop = self._rest
         rows = PAGE_ROWS if self._left is None else min(self._left, PAGE_ROWS)
-        request = Scan(self._start, self._stop, self._reverse, self._keys_only, rows, self._page_bytes, None)
-        return PageCall(request)
+        return PageCall(Scan(start, stop, self._reverse, self._keys_only, rows, self._page_bytes, None))
 
     def take(self, page: Page) -> None:
-        """Note what `page` covered. Raises RemoteProtocolError when it covered nothing of what was asked."""
+        """Note what `page` covered; `unread` gives its keys, cut to the limit.
+
+        Raises RemoteProtocolError when the page covered nothing of what was asked.
+        """
         self._page_bytes = min(self._page_bytes * 4, PAGE_BYTES_MOST)
-        if self._left is not None:
-            del page.keys[self._left :]
-            self._left -= len(page.keys)
         if not self._keys_only and (page.values is None or len(page.values) < len(page.keys)):
             raise RemoteProtocolError("A page of a scan has keys without values.")
-        if page.frontier is None or self._left == 0:
-            self.finished = True
-        elif self._reverse:
-            if self._stop is not None and page.frontier >= self._stop:
-                raise _stuck(page.frontier)
-            self._stop = page.frontier
-            self.finished = self._stop <= self._start
-        else:
-            if page.frontier <= self._start:
-                raise _stuck(page.frontier)
-            self._start = page.frontier
-            self.finished = self._stop is not None and self._start >= self._stop
+        self._before, self._rest = self._rest, self._uncovered(page)
+        if self._left is not None:
+            if len(page.keys) > self._left:
+                del page.keys[self._left :]
+                self._rest = self._after(page.keys[-1], self._before)
+            self._left -= len(page.keys)
+        self._keys = page.keys
+        self.unread = iter(page.keys)
+
+    def _uncovered(self, page: Page) -> _Range | None:
+        """What is left once the page has covered its part."""
+        frontier, rest = page.frontier, self._rest
+        if frontier is None or rest is None:
+            return None
+        start, stop = rest
+        if (stop is not None and frontier >= stop) if self._reverse else frontier <= start:
+            raise RemoteProtocolError(f"A page of a scan covered nothing: its frontier is {frontier[:40]!r}.")
+        return _not_empty((start, frontier) if self._reverse else (frontier, stop))
+
+    def _after(self, key: bytes, rest: _Range | None) -> _Range | None:
+        """What is left of `rest` once all up to and with `key` has been read."""
+        if rest is None:
+            return None
+        start, stop = rest
+        return _not_empty((start, key) if self._reverse else (key + b"\0", stop))
 
 
-def _stuck(frontier: bytes) -> RemoteProtocolError:
-    return RemoteProtocolError(f"A page of a scan covered nothing: its frontier is {frontier[:40]!r}.")
+def _not_empty(rest: _Range) -> _Range | None:
+    start, stop = rest
+    return rest if stop is None or start < stop else None
 
 
 def plan_scan(
@@ -79,9 +135,25 @@ def plan_scan(
     limit: int | None,
     reverse: bool,
     keys_only: bool,
+    cursor: str | None,
+    keyspace: str,
     limits: Limits,
 ) -> ScanPlan:
-    """The plan of `scan`: [start, stop), within `prefix` when given. Raises InvalidRange, InvalidArgument."""
+    """The plan of `scan`: [start, stop), within `prefix` when given, or what is left as `cursor` says.
+
+    Raises InvalidRange, InvalidArgument.
+    """
+    left = _check_limit(limit)
+    if cursor is not None:
+        if start not in (b"", "") or stop is not None or prefix is not None or reverse:
+            raise InvalidArgument(
+                "A cursor says by itself what is left to read, and in which direction.",
+                hint="Leave out start, stop, prefix and reverse; limit and keys_only may change.",
+            )
+        rest = decode_cursor(cursor, keyspace=keyspace)
+        return ScanPlan(
+            rest.start, rest.stop, limit=left, reverse=rest.reverse, keys_only=bool(keys_only), keyspace=keyspace
+        )
     low = pack_text(start, "range start")
     high = None if stop is None else pack_text(stop, "range stop")
     check_range(low, high, limits)
@@ -91,16 +163,17 @@ def plan_scan(
         end = next_prefix(within)
         low = max(low, within)
         high = end if high is None else high if end is None else min(high, end)
-    return ScanPlan(low, high, limit=_check_limit(limit), reverse=bool(reverse), keys_only=bool(keys_only))
+    return ScanPlan(low, high, limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace)
 
 
 def plan_range(
-    start: Text, last: Text, *, limit: int | None, reverse: bool, keys_only: bool, limits: Limits
+    start: Text, last: Text, *, limit: int | None, reverse: bool, keys_only: bool, keyspace: str, limits: Limits
 ) -> ScanPlan:
     """The plan of `get_range`: from `start` to `last`, both included."""
     low, high = pack_text(start, "range start"), pack_text(last, "range end")
     check_range(low, high, limits)
-    return ScanPlan(low, high + b"\0", limit=_check_limit(limit), reverse=bool(reverse), keys_only=bool(keys_only))
+    left = _check_limit(limit)
+    return ScanPlan(low, high + b"\0", limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace)
 
 
 def _check_limit(limit: int | None) -> int | None:

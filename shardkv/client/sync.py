@@ -30,6 +30,7 @@ from shardkv.client.backoff import answer_needs_s, pause_s
 from shardkv.client.calls import Call, State, raise_failure, settle
 from shardkv.client.pool import Pool, closed_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
+from shardkv.client.scan_rows import Scan, keys_of, pairs_of
 from shardkv.errors import Draining, InvalidArgument, ShardKVError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.wire.hello import Identity
@@ -163,8 +164,9 @@ class Client(Generic[Out]):
         limit: int | None = ...,
         reverse: bool = ...,
         keys_only: Literal[False] = ...,
+        cursor: str | None = ...,
         timeout: float | None = ...,
-    ) -> Iterator[tuple[Out, Out]]: ...
+    ) -> Scan[tuple[Out, Out]]: ...
     @overload
     def scan(
         self,
@@ -175,8 +177,9 @@ class Client(Generic[Out]):
         limit: int | None = ...,
         reverse: bool = ...,
         keys_only: Literal[True],
+        cursor: str | None = ...,
         timeout: float | None = ...,
-    ) -> Iterator[Out]: ...
+    ) -> Scan[Out]: ...
     def scan(
         self,
         start: Text = b"",
@@ -186,17 +189,28 @@ class Client(Generic[Out]):
         limit: int | None = None,
         reverse: bool = False,
         keys_only: bool = False,
+        cursor: str | None = None,
         timeout: float | None = None,
-    ) -> Iterator[tuple[Out, Out]] | Iterator[Out]:
+    ) -> Scan[tuple[Out, Out]] | Scan[Out]:
         """(key, value) of every key in [start, stop), in key order, read page by page; only keys with `keys_only`.
 
-        `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page.
+        `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. `cursor`: go on where
+        an earlier scan's `cursor` stood, of this client or another.
         """
         self._check_open()
         plan = plan_scan(
-            start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only, limits=self._limits
+            start,
+            stop,
+            prefix=prefix,
+            limit=limit,
+            reverse=reverse,
+            keys_only=keys_only,
+            cursor=cursor,
+            keyspace=self.keyspace,
+            limits=self._limits,
         )
-        return self._keys(plan, timeout) if keys_only else self._rows(plan, timeout)
+        pages = self._pages(plan, timeout)
+        return Scan(plan, pages, keys_of(self._decode)) if keys_only else Scan(plan, pages, pairs_of(self._decode))
 
     def get_range(
         self,
@@ -206,11 +220,13 @@ class Client(Generic[Out]):
         limit: int | None = None,
         reverse: bool = False,
         timeout: float | None = None,
-    ) -> Iterator[tuple[Out, Out]]:
+    ) -> Scan[tuple[Out, Out]]:
         """(key, value) of every key from `start` to `last`, both included, in key order."""
         self._check_open()
-        plan = plan_range(start, last, limit=limit, reverse=reverse, keys_only=False, limits=self._limits)
-        return self._rows(plan, timeout)
+        plan = plan_range(
+            start, last, limit=limit, reverse=reverse, keys_only=False, keyspace=self.keyspace, limits=self._limits
+        )
+        return Scan(plan, self._pages(plan, timeout), pairs_of(self._decode))
 
     # The cluster
 
@@ -292,16 +308,6 @@ class Client(Generic[Out]):
             page: Page = call.result
             plan.take(page)
             yield page
-
-    def _rows(self, plan: ScanPlan, timeout: float | None) -> Iterator[tuple[Out, Out]]:
-        decode = self._decode
-        for page in self._pages(plan, timeout):
-            for key, value in zip(page.keys, page.values or (), strict=False):
-                yield decode(key), decode(value)
-
-    def _keys(self, plan: ScanPlan, timeout: float | None) -> Iterator[Out]:
-        for page in self._pages(plan, timeout):
-            yield from map(self._decode, page.keys)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -50,6 +50,19 @@ def test_scan(run, router):
     assert run("scan", "--prefix", "nothing").code == 0
 
 
+def test_a_scan_goes_on_by_its_cursor(run, router):
+    router.store = {b"k%d" % n: b"v" for n in range(5)}
+    first = run("scan", "--keys-only", "--limit", "3", "--show-cursor")
+    assert first.lines == ["k0", "k1", "k2"]
+    cursor = first.err.removeprefix("cursor: ").strip()
+    rest = run("scan", "--cursor", cursor, "--show-cursor")
+    assert rest.lines == ["k3\tv", "k4\tv"]
+    assert rest.err == "cursor: nothing is left\n"
+    refused = run("scan", "k1", "--cursor", cursor)
+    assert refused.code != 0
+    assert "Leave out start" in refused.err
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -20,7 +20,7 @@ class BlockingAsync:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._db, name)
         if name in ("scan", "get_range"):
-            return lambda *args, **options: iter(self._runner.run(_listed(found(*args, **options))))
+            return lambda *args, **options: BlockingScan(self._runner, found(*args, **options))
         return lambda *args, **options: self._runner.run(found(*args, **options))
 
     def write_in_batch(self, fill: Any) -> None:
@@ -38,14 +38,31 @@ class BlockingAsync:
         self._runner.close()
 
 
+class BlockingScan:
+    """An AsyncScan, row by row."""
+
+    def __init__(self, runner: asyncio.Runner, scan: Any) -> None:
+        self._runner = runner
+        self._scan = scan
+
+    def __iter__(self) -> BlockingScan:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._runner.run(self._scan.__anext__())
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    @property
+    def cursor(self) -> str | None:
+        return self._scan.cursor
+
+
 class Blocking(Client):
     def write_in_batch(self, fill: Any) -> None:
         with self.batch() as batch:
             fill(batch)
-
-
-async def _listed(rows: Any) -> list[Any]:
-    return [row async for row in rows]
 
 
 def open_face(face: str, address: Any, **options: Any) -> Any:

@@ -117,6 +117,23 @@ def test_scans(db, router):
     assert len(list(db.get_range("user:1000", "user:1009", reverse=True, limit=7))) == 7
 
 
+def test_a_scan_goes_on_by_its_cursor(db, router):
+    router.page_rows = 4
+    router.store.update({b"k%02d" % n: b"v%d" % n for n in range(10)})
+    scan = db.scan(prefix="k")
+    got = [next(scan) for _ in range(6)]
+    assert scan.cursor is not None
+    later = db.scan(cursor=scan.cursor, limit=3)
+    got += list(later)
+    rest = db.scan(cursor=later.cursor)
+    got += list(rest)
+    assert got == [(b"k%02d" % n, b"v%d" % n) for n in range(10)]
+    assert rest.cursor is None
+    down = db.scan(prefix="k", reverse=True, limit=2)
+    assert list(down) == [(b"k09", b"v9"), (b"k08", b"v8")]
+    assert list(db.scan(cursor=down.cursor, keys_only=True)) == [b"k%02d" % n for n in range(7, -1, -1)]
+
+
 def test_bad_arguments_of_a_scan_are_told_at_the_call(db, router):
     with pytest.raises(InvalidRange):
         db.scan("b", "a")

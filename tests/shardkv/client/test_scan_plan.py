@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardkv.client.cursor import decode_cursor
 from shardkv.client.scan import ScanPlan, next_prefix, plan_range, plan_scan
 from shardkv.errors import InvalidArgument, InvalidRange, RemoteProtocolError
 from shardkv.limits import DEFAULT_LIMITS
 from shardkv.wire.messages import Page, Scan
 
 KEYS = st.binary(min_size=1, max_size=3)
+
+
+def planned(start="", stop=None, *, prefix=None, limit=None, reverse=False, keys_only=True, cursor=None):
+    return plan_scan(
+        start,
+        stop,
+        prefix=prefix,
+        limit=limit,
+        reverse=reverse,
+        keys_only=keys_only,
+        cursor=cursor,
+        keyspace="default",
+        limits=DEFAULT_LIMITS,
+    )
 
 
 def asked(plan: ScanPlan) -> Scan:
@@ -50,15 +67,68 @@ def test_pages_together_are_the_range(held, bounds, prefix, limit, reverse, most
     start, stop = bounds
     if stop is not None and stop < start:
         start, stop = stop, start
-    plan = plan_scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=True, limits=DEFAULT_LIMITS)
+    plan = planned(start, stop, prefix=prefix, limit=limit, reverse=reverse)
     wanted = [key for key in held if start <= key and (stop is None or key < stop) and key.startswith(prefix or b"")]
     if reverse:
         wanted.reverse()
     assert everything(plan, held, most) == wanted[:limit]
 
 
+@given(
+    held=st.sets(KEYS, max_size=30).map(sorted),
+    bounds=st.tuples(st.binary(max_size=2), st.one_of(st.none(), st.binary(min_size=1, max_size=3))),
+    reverse=st.booleans(),
+    most=st.integers(1, 7),
+    stretches=st.lists(st.integers(0, 9), max_size=12),
+    limit=st.one_of(st.none(), st.integers(0, 9)),
+)
+def test_scans_that_go_on_by_cursor_together_are_the_range(held, bounds, reverse, most, stretches, limit):
+    start, stop = bounds
+    if stop is not None and stop < start:
+        start, stop = stop, start
+    wanted = [key for key in held if start <= key and (stop is None or key < stop)]
+    if reverse:
+        wanted.reverse()
+    plan = planned(start, stop, reverse=reverse, limit=limit)
+    got: list[bytes] = []
+    for rows in [*stretches, None]:
+        got += read(plan, held, most, rows)
+        if plan.cursor is None:
+            break
+        assert got != wanted or rows is not None or limit is not None, "a cursor, and nothing is left"
+        plan = planned(cursor=plan.cursor, limit=None if rows is None else limit)
+    else:
+        got += read(plan, held, most, None)
+    assert got == wanted
+
+
+def read(plan: ScanPlan, held: list[bytes], most: int, rows: int | None) -> list[bytes]:
+    """So many keys, page by page as a client reads them, leaving off in the middle of a page; None: all."""
+    got: list[bytes] = []
+    while not plan.finished and (rows is None or len(got) < rows):
+        plan.take(page_of(held, asked(plan), most))
+        got += islice(plan.unread, None if rows is None else rows - len(got))
+    return got
+
+
+def test_a_cursor_that_is_not_one_is_refused():
+    cursor = planned("a", "b").cursor
+    assert cursor is not None
+    with pytest.raises(InvalidArgument, match="by itself"):
+        planned("a", cursor=cursor)
+    with pytest.raises(InvalidArgument, match="by itself"):
+        planned(reverse=True, cursor=cursor)
+    for damaged in (cursor[:-1], cursor[1:], "", "?" + cursor, cursor.swapcase(), "AAAAAAAA", "å"):
+        with pytest.raises(InvalidArgument, match="not whole"):
+            planned(cursor=damaged)
+    with pytest.raises(InvalidArgument, match="not bytes"):
+        planned(cursor=cursor.encode())
+    with pytest.raises(InvalidArgument, match=r"'default'.*'other'"):
+        decode_cursor(cursor, keyspace="other")
+
+
 def test_a_range_includes_both_ends():
-    plan = plan_range("b", "d", limit=None, reverse=False, keys_only=True, limits=DEFAULT_LIMITS)
+    plan = plan_range("b", "d", limit=None, reverse=False, keys_only=True, keyspace="default", limits=DEFAULT_LIMITS)
     assert everything(plan, [b"a", b"b", b"c", b"d", b"d\0", b"e"], 2) == [b"b", b"c", b"d"]
 
 
@@ -70,7 +140,7 @@ def test_the_end_of_a_prefix(prefix, end):
 
 
 def test_pages_grow():
-    plan = plan_scan("", None, prefix=None, limit=None, reverse=False, keys_only=True, limits=DEFAULT_LIMITS)
+    plan = planned()
     sizes = []
     for number in range(4):
         sizes.append(asked(plan).page_bytes)
@@ -81,14 +151,14 @@ def test_pages_grow():
 
 @pytest.mark.parametrize(("reverse", "frontier"), [(False, b"b"), (True, b"f"), (True, b"g")])
 def test_a_page_that_covers_nothing_does_not_loop(reverse, frontier):
-    plan = plan_scan("b", "f", prefix=None, limit=None, reverse=reverse, keys_only=True, limits=DEFAULT_LIMITS)
+    plan = planned("b", "f", reverse=reverse)
     with pytest.raises(RemoteProtocolError, match="covered nothing"):
         plan.take(Page([], None, frontier, None))
 
 
 def test_bad_ranges_are_refused():
     def scan(start, stop=None, limit=None):
-        plan_scan(start, stop, prefix=None, limit=limit, reverse=False, keys_only=False, limits=DEFAULT_LIMITS)
+        planned(start, stop, limit=limit)
 
     with pytest.raises(InvalidRange):
         scan("b", "a")
