@@ -73,6 +73,15 @@ class Options:
     manifest_bytes_max: int = 4 * MIB
     """A manifest that grew past this is written anew. Leave it."""
 
+    @property
+    def memory_bytes_max(self) -> int:
+        """What an open store holds at most, beside the interpreter and the top indexes of its tables: the memtable that
+        fills, those that wait for their flush, and the block cache. A writer may overshoot by its last group.
+
+        The worker of a flush holds about one memtable more while it works, that of a compaction some MiB.
+        """
+        return (1 + self.frozen_memtables_max) * self.memtable_bytes_max + self.block_cache_bytes
+
     def validate(self) -> None:
         """Raise `ConfigError` with a sentence for every option that cannot be used."""
         problems = [

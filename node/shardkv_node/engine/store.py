@@ -421,6 +421,8 @@ class Store(Reads):
             "job_failures": counters.job_failures,
             "bytes_flushed": counters.bytes_flushed,
             "bytes_compacted": counters.bytes_compacted,
+            "memory_bytes": self._active_bytes + frozen_bytes + maintenance.cache.charged_bytes,
+            "memory_bytes_max": self.options.memory_bytes_max,
             "cache_bytes": maintenance.cache.charged_bytes,
             "cache_hits": maintenance.cache.hits,
             "cache_misses": maintenance.cache.misses,
