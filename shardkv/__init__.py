@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardkv.client.aio import AsyncClient
+    from shardkv.client.missing import Missing
     from shardkv.client.sync import Client
     from shardkv.errors import (
         AuthError,
@@ -78,6 +79,7 @@ __all__ = [
     "Limits",
     "LocalProtocolError",
     "MetadataUnavailable",
+    "Missing",
     "OutcomeUnknown",
     "Overloaded",
     "ProtocolError",
@@ -107,6 +109,7 @@ _HOMES = {
     "AsyncClient": "shardkv.client.aio",
     "Client": "shardkv.client.sync",
     "Limits": "shardkv.limits",
+    "Missing": "shardkv.client.missing",
     "WriteBatch": "shardkv.write_batch",
 }
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 from shardkv.wire.messages import Page
 
 
-def merge_pages(pages: Sequence[Page], *, reverse: bool, limit: int, bytes_max: int) -> Page:
+def merge_pages(pages: Sequence[Page], *, reverse: bool, limit: int, bytes_max: int, keys_only: bool) -> Page:
     """One page of at most `limit` rows, in the scan's order. The pages' keys are distinct (shards are disjoint).
 
     It ends before the row that would take it over `bytes_max`, but holds at least one row when there is one.
@@ -21,7 +21,6 @@ def merge_pages(pages: Sequence[Page], *, reverse: bool, limit: int, bytes_max: 
     """
     frontier = _common_frontier([page.frontier for page in pages], reverse=reverse)
     rows: dict[bytes, bytes] = {}
-    keys_only = any(page.values is None for page in pages)
     for page in pages:
         rows.update(zip(page.keys, page.keys if page.values is None else page.values, strict=True))
     keys = sorted(rows, reverse=reverse)
@@ -32,7 +31,7 @@ def merge_pages(pages: Sequence[Page], *, reverse: bool, limit: int, bytes_max: 
     if fitting < len(keys):
         keys, values = keys[:fitting], values[:fitting]
         frontier = frontier_after(keys[-1], reverse=reverse)
-    return Page(keys, None if keys_only else values, frontier, None)
+    return Page(keys, None if keys_only else values, frontier, None, [])
 
 
 def frontier_after(key: bytes, *, reverse: bool) -> bytes:

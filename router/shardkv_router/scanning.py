@@ -4,8 +4,11 @@ hash    every node merges its shards; the router asks all nodes at once and merg
         which all have spoken.
 range   shards lie one after the other: the router asks them in order until the page is full.
 
-Invariants: a page states what it covers, and the router checks that every node spoke for exactly the shards it was
-asked about; the router keeps nothing between pages, so any router can serve the next one.
+A page that may be partial does without the shards that are away, and names them.
+
+Invariants: a page states what it covers and which shards are missing from it, and the router checks that every node
+spoke for exactly the shards it was asked about; the router keeps nothing between pages, so any router can serve the
+next one.
 """
 
 from __future__ import annotations
@@ -26,17 +29,21 @@ from shardkv.errors import (
 from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.peer import Peer
-from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, decode_page, raw, reply_error
+from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, ShardProblem, decode_page, raw, reply_error
 from shardkv_router.forwarding import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S, Forwarder, last_moment
 from shardkv_router.links import NodeLinks
 from shardkv_router.merge import merge_pages
 from shardkv_router.options import RouterOptions
+
+Errors = tuple[type[ShardKVError], ...]
 
 NODE_PAGE_BYTES_MIN = 16 * 1024
 PAGE_MARGIN = 1.1
 """Nodes are asked for a little more than their share, so that uneven shares still fill the page."""
 _AWAY = (RoutingError, UnavailableError, OutcomeUnknown)
 """What a shard says, or is said of it, that can be asked later."""
+_DISPENSABLE = (UnavailableError, OutcomeUnknown, DeadlineExceeded)
+"""What makes a shard missing from a partial page, at once. One that is moving is asked again, as for any page."""
 
 
 class Scanner:
@@ -57,58 +64,73 @@ class Scanner:
         patience = now + self._options.park_ms / 1000
         answer_by = patience if deadline is None else last_moment(deadline, now)
         last, pause_s = min(patience, answer_by), REFUSED_PAUSE_S
+        may_miss = _DISPENSABLE if scan.partial else ()
         while True:
             try:
-                return await self._attempt(topology().keyspace(keyspace), scan, answer_by)
+                return await self._attempt(topology().keyspace(keyspace), scan, answer_by, may_miss)
             except _AWAY as error:
                 if self._loop.time() + pause_s >= last:
                     raise _as_read(error) from error
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, REFUSED_PAUSE_MOST_S)
 
-    async def _attempt(self, view: KeyspaceView, scan: Scan, deadline: float) -> Page:
+    async def _attempt(self, view: KeyspaceView, scan: Scan, deadline: float, may_miss: Errors) -> Page:
         shards = view.shards_in(scan.start, scan.stop)
         if view.partition == "range":
-            return await self._in_turn(shards, scan, deadline)
-        return await self._all_at_once(shards, scan, deadline)
+            return await self._in_turn(shards, scan, deadline, may_miss)
+        return await self._all_at_once(shards, scan, deadline, may_miss)
 
-    async def _all_at_once(self, shards: list[ShardDocument], scan: Scan, deadline: float) -> Page:
+    async def _all_at_once(self, shards: list[ShardDocument], scan: Scan, deadline: float, may_miss: Errors) -> Page:
         by_node: dict[str, list[ShardDocument]] = {}
         for shard in shards:
             by_node.setdefault(shard.node, []).append(shard)
-        for node, owned in by_node.items():
-            self._usable(node, owned)  # while one is away, the others would make pages for nothing
+        if not may_miss:
+            for node, owned in by_node.items():
+                self._usable(node, owned)  # while one is away, the others would make pages for nothing
         page_bytes = self._page_bytes(scan)
         share = max(NODE_PAGE_BYTES_MIN, int(page_bytes / len(by_node) * PAGE_MARGIN))
-        pages = await _all(
-            [self._ask(node, owned, scan, share, scan.limit, deadline) for node, owned in by_node.items()]
+        answers = await _all(
+            [
+                _page_or_error(self._ask(node, owned, scan, share, scan.limit, deadline), may_miss)
+                for node, owned in by_node.items()
+            ]
         )
+        pages = [answer for answer in answers if isinstance(answer, Page)]
         bytes_max = max(page_bytes, NODE_PAGE_BYTES_MIN)
-        return merge_pages(pages, reverse=scan.reverse, limit=scan.limit, bytes_max=bytes_max)
+        page = merge_pages(pages, reverse=scan.reverse, limit=scan.limit, bytes_max=bytes_max, keys_only=scan.keys_only)
+        for answer, owned in zip(answers, by_node.values(), strict=True):
+            if isinstance(answer, ShardKVError):
+                page.problems += [_problem(shard, answer) for shard in owned]
+        return page
 
-    async def _in_turn(self, shards: list[ShardDocument], scan: Scan, deadline: float) -> Page:
+    async def _in_turn(self, shards: list[ShardDocument], scan: Scan, deadline: float, may_miss: Errors) -> Page:
         """Ask shard after shard until rows or bytes suffice; a page with rows ends before one that is away."""
-        keys: list[bytes] = []
-        values: list[bytes] = []
+        page = Page([], None if scan.keys_only else [], None, None, [])
         left_bytes, left_rows = self._page_bytes(scan), scan.limit
         turn = list(reversed(shards)) if scan.reverse else shards
         for number, shard in enumerate(turn):
+            asking = self._ask(shard.node, [shard], scan, left_bytes, left_rows, deadline)
             try:
-                page = await self._ask(shard.node, [shard], scan, left_bytes, left_rows, deadline)
+                found = await _page_or_error(asking, may_miss)
             except _AWAY:
-                if not keys:
+                if not page.keys and not page.problems:
                     raise
-                near_end = _far_end(turn[number - 1], reverse=scan.reverse)
-                return Page(keys, None if scan.keys_only else values, near_end, None)
-            keys += page.keys
-            values += page.values or []
-            left_rows -= len(page.keys)
-            left_bytes -= sum(map(len, page.keys)) + sum(map(len, page.values or []))
+                page.frontier = _far_end(turn[number - 1], reverse=scan.reverse)
+                return page
+            if isinstance(found, ShardKVError):
+                page.problems.append(_problem(shard, found))
+                continue
+            page.keys += found.keys
+            if page.values is not None:
+                page.values += found.values or []
+            left_rows -= len(found.keys)
+            left_bytes -= sum(map(len, found.keys)) + sum(map(len, found.values or []))
             last = number == len(turn) - 1
-            if page.frontier is not None or (not last and (left_rows <= 0 or left_bytes <= 0)):
-                frontier = page.frontier if page.frontier is not None else _far_end(shard, reverse=scan.reverse)
-                return Page(keys, None if scan.keys_only else values, frontier, None)
-        return Page(keys, None if scan.keys_only else values, None, None)
+            if found.frontier is not None or (not last and (left_rows <= 0 or left_bytes <= 0)):
+                whole = found.frontier is None
+                page.frontier = _far_end(shard, reverse=scan.reverse) if whole else found.frontier
+                return page
+        return page
 
     def _page_bytes(self, scan: Scan) -> int:
         return min(scan.page_bytes, self._options.page_bytes_max)
@@ -143,8 +165,16 @@ class Scanner:
         return peer
 
 
-async def _all(asking: list[Coroutine[Any, Any, Page]]) -> list[Page]:
-    """All pages; when one cannot be had, the others are no longer waited for."""
+async def _page_or_error(asking: Coroutine[Any, Any, Page], may_miss: Errors) -> Page | ShardKVError:
+    """The page, or why it may be missing. Raises other errors."""
+    try:
+        return await asking
+    except may_miss as error:
+        return error
+
+
+async def _all(asking: list[Coroutine[Any, Any, Page | ShardKVError]]) -> list[Page | ShardKVError]:
+    """All of them; when one raises, the others are no longer waited for."""
     tasks = [asyncio.ensure_future(one) for one in asking]
     try:
         return await asyncio.gather(*tasks)
@@ -163,6 +193,13 @@ def _checked_page(reply: RawReply | ShardKVError, node: str, asked: list[int]) -
     if page.shards != asked:
         raise RemoteProtocolError(f"Node {node} was asked about shards {asked} and spoke for {page.shards}.")
     return page
+
+
+def _problem(shard: ShardDocument, error: ShardKVError) -> ShardProblem:
+    """Why the rows of a shard are missing, with its tokens."""
+    error = _as_read(error)
+    detail = {**error.detail, "shard": shard.id, "start": shard.start, "stop": shard.stop}
+    return ShardProblem(shard.id, error.code, error.message, detail, error.hint)
 
 
 def _far_end(shard: ShardDocument, *, reverse: bool) -> bytes | None:

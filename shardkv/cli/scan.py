@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any, Literal
 
 import click
 
 from shardkv.cli.exporting import as_line
 from shardkv.cli.options import BYTES, Target, printable, with_target
+from shardkv.client.missing import Missing
 from shardkv.errors import InvalidRange
 
 
@@ -20,6 +22,7 @@ from shardkv.errors import InvalidRange
 @click.option("--keys-only", is_flag=True, help="Leave out the values.")
 @click.option("--cursor", help="Go on where an earlier scan ended, as its --show-cursor said.")
 @click.option("--show-cursor", is_flag=True, help="Afterwards tell on stderr how to go on.")
+@click.option("--partial", is_flag=True, help="Do without shards that are away; tell on stderr which, and exit with 1.")
 @click.option("--json", "json_wanted", is_flag=True, help="One JSON object for each row.")
 @with_target
 def scan(
@@ -33,6 +36,7 @@ def scan(
     keys_only: bool,
     cursor: str | None,
     show_cursor: bool,
+    partial: bool,
     json_wanted: bool,
 ) -> None:
     """List keys from START up to, not including, STOP, in key order: key, tab, value.
@@ -53,17 +57,31 @@ def scan(
         )
     out = sys.stdout.buffer
     sys.stdout.flush()
+    on_error: Literal["fail", "partial"] = "partial" if partial else "fail"
+    given: dict[str, Any] = {"prefix": prefix, "limit": limit, "reverse": reverse, "cursor": cursor}
     with target.client() as db:
         if keys_only:
-            keys = db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, keys_only=True, cursor=cursor)
+            keys = db.scan(start, stop, keys_only=True, on_shard_error=on_error, **given)
             for key in keys:
                 out.write(as_line(key, None) if json_wanted else f"{printable(key)}\n".encode())
-            left = keys.cursor
+            left, missing = keys.cursor, keys.missing
         else:
-            rows = db.scan(start, stop, prefix=prefix, limit=limit, reverse=reverse, cursor=cursor)
+            rows = db.scan(start, stop, on_shard_error=on_error, **given)
             for key, value in rows:
                 out.write(as_line(key, value) if json_wanted else f"{printable(key)}\t{printable(value)}\n".encode())
-            left = rows.cursor
+            left, missing = rows.cursor, rows.missing
     out.flush()
     if show_cursor:
         click.echo(f"cursor: {left or 'nothing is left'}", err=True)
+    for one in missing:
+        click.echo(_told(one), err=True)
+    if missing:
+        sys.exit(1)
+
+
+def _told(missing: Missing) -> str:
+    """A line for people."""
+    stop = "the end" if missing.stop is None else printable(missing.stop)
+    keys = f"keys from {printable(missing.start) or 'the first'} to {stop}"
+    tokens = "" if missing.tokens is None else f" with tokens {missing.tokens[0]:#x} to {missing.tokens[1]:#x}"
+    return f"missing: shard {missing.shard}, {keys}{tokens}: {missing.error.message}"

@@ -157,6 +157,7 @@ class AsyncClient(Generic[Out]):
         reverse: bool = ...,
         keys_only: Literal[False] = ...,
         cursor: str | None = ...,
+        on_shard_error: Literal["fail", "partial"] = ...,
         timeout: float | None = ...,
     ) -> AsyncScan[tuple[Out, Out]]: ...
     @overload
@@ -170,6 +171,7 @@ class AsyncClient(Generic[Out]):
         reverse: bool = ...,
         keys_only: Literal[True],
         cursor: str | None = ...,
+        on_shard_error: Literal["fail", "partial"] = ...,
         timeout: float | None = ...,
     ) -> AsyncScan[Out]: ...
     def scan(
@@ -182,12 +184,15 @@ class AsyncClient(Generic[Out]):
         reverse: bool = False,
         keys_only: bool = False,
         cursor: str | None = None,
+        on_shard_error: Literal["fail", "partial"] = "fail",
         timeout: float | None = None,
     ) -> AsyncScan[tuple[Out, Out]] | AsyncScan[Out]:
         """(key, value) of every key in [start, stop), in key order, read page by page; only keys with `keys_only`.
 
         `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. `cursor`: go on where
-        an earlier scan's `cursor` stood, of this client or another. The next page is fetched while one is used.
+        an earlier scan's `cursor` stood, of this client or another. `on_shard_error`: with "partial" the scan does
+        without shards that cannot be read now, and waits for none; its `missing` says what it lacks. The next page
+        is fetched while one is used.
         """
         self._check_open()
         plan = plan_scan(
@@ -198,6 +203,7 @@ class AsyncClient(Generic[Out]):
             reverse=reverse,
             keys_only=keys_only,
             cursor=cursor,
+            on_shard_error=on_shard_error,
             keyspace=self.keyspace,
             limits=self._limits,
         )

@@ -12,6 +12,7 @@ from operator import length_hint
 
 from shardkv.client.calls import PageCall
 from shardkv.client.cursor import Cursor, decode_cursor, encode_cursor
+from shardkv.client.missing import Missing, add_missing, missing_of, wants_partial
 from shardkv.errors import InvalidArgument, RemoteProtocolError
 from shardkv.limits import KIB, MIB, Limits
 from shardkv.wire.checks import check_range
@@ -37,7 +38,19 @@ def next_prefix(prefix: bytes) -> bytes | None:
 class ScanPlan:
     """What of a scan is still to be read. `call()` asks for the next page, `take(page)` notes what it covered."""
 
-    __slots__ = ("_before", "_keys", "_keys_only", "_keyspace", "_left", "_page_bytes", "_rest", "_reverse", "unread")
+    __slots__ = (
+        "_before",
+        "_keys",
+        "_keys_only",
+        "_keyspace",
+        "_left",
+        "_page_bytes",
+        "_partial",
+        "_rest",
+        "_reverse",
+        "missing",
+        "unread",
+    )
 
     def __init__(
         self,
@@ -48,6 +61,7 @@ class ScanPlan:
         reverse: bool,
         keys_only: bool,
         keyspace: str,
+        partial: bool = False,
     ) -> None:
         self._rest = _not_empty((start, stop))
         """What no page has covered."""
@@ -55,6 +69,7 @@ class ScanPlan:
         self._reverse = reverse
         self._keys_only = keys_only
         self._keyspace = keyspace
+        self._partial = partial
         self._page_bytes = PAGE_BYTES_FIRST
         self._before = self._rest
         """What was not covered before the last page."""
@@ -62,6 +77,8 @@ class ScanPlan:
         """Those of the last page."""
         self.unread: Iterator[bytes] = iter(())
         """Those of them that were not handed out; whoever hands one out takes it from here."""
+        self.missing: list[Missing] = []
+        """What partial pages lacked."""
 
     @property
     def finished(self) -> bool:
@@ -85,7 +102,7 @@ class ScanPlan:
         assert self._rest is not None
         start, stop = self._rest
         rows = PAGE_ROWS if self._left is None else min(self._left, PAGE_ROWS)
-        return PageCall(Scan(start, stop, self._reverse, self._keys_only, rows, self._page_bytes, None))
+        return PageCall(Scan(start, stop, self._reverse, self._keys_only, rows, self._page_bytes, None, self._partial))
 
     def take(self, page: Page) -> None:
         """Note what `page` covered; `unread` gives its keys, cut to the limit.
@@ -101,6 +118,8 @@ class ScanPlan:
                 del page.keys[self._left :]
                 self._rest = self._after(page.keys[-1], self._before)
             self._left -= len(page.keys)
+        for problem in page.problems:
+            add_missing(self.missing, missing_of(problem, *self._covered()))
         self._keys = page.keys
         self.unread = iter(page.keys)
 
@@ -113,6 +132,14 @@ class ScanPlan:
         if (stop is not None and frontier >= stop) if self._reverse else frontier <= start:
             raise RemoteProtocolError(f"A page of a scan covered nothing: its frontier is {frontier[:40]!r}.")
         return _not_empty((start, frontier) if self._reverse else (frontier, stop))
+
+    def _covered(self) -> _Range:
+        """What the last page covered."""
+        assert self._before is not None
+        start, stop = self._before
+        if self._rest is None:
+            return start, stop
+        return (self._rest[1] or b"", stop) if self._reverse else (start, self._rest[0])
 
     def _after(self, key: bytes, rest: _Range | None) -> _Range | None:
         """What is left of `rest` once all up to and with `key` has been read."""
@@ -136,6 +163,7 @@ def plan_scan(
     reverse: bool,
     keys_only: bool,
     cursor: str | None,
+    on_shard_error: str,
     keyspace: str,
     limits: Limits,
 ) -> ScanPlan:
@@ -143,7 +171,7 @@ def plan_scan(
 
     Raises InvalidRange, InvalidArgument.
     """
-    left = _check_limit(limit)
+    left, partial = _check_limit(limit), wants_partial(on_shard_error)
     if cursor is not None:
         if start not in (b"", "") or stop is not None or prefix is not None or reverse:
             raise InvalidArgument(
@@ -151,8 +179,9 @@ def plan_scan(
                 hint="Leave out start, stop, prefix and reverse; limit and keys_only may change.",
             )
         rest = decode_cursor(cursor, keyspace=keyspace)
+        low, high, reverse = rest.start, rest.stop, rest.reverse
         return ScanPlan(
-            rest.start, rest.stop, limit=left, reverse=rest.reverse, keys_only=bool(keys_only), keyspace=keyspace
+            low, high, limit=left, reverse=reverse, keys_only=bool(keys_only), keyspace=keyspace, partial=partial
         )
     low = pack_text(start, "range start")
     high = None if stop is None else pack_text(stop, "range stop")
@@ -163,7 +192,9 @@ def plan_scan(
         end = next_prefix(within)
         low = max(low, within)
         high = end if high is None else high if end is None else min(high, end)
-    return ScanPlan(low, high, limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace)
+    return ScanPlan(
+        low, high, limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace, partial=partial
+    )
 
 
 def plan_range(

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Generic, TypeVar, cast
 
 from shardkv.client.arguments import Decode, Out, as_given
+from shardkv.client.missing import Missing
 from shardkv.client.scan import ScanPlan
 from shardkv.wire.messages import Page
 
@@ -38,6 +39,11 @@ class Scan(Iterator[Row], Generic[Row]):
         time. None when nothing is left."""
         return self._plan.cursor
 
+    @property
+    def missing(self) -> list[Missing]:
+        """With `on_shard_error="partial"`: what the pages read so far lacked. Look once the last row was read."""
+        return list(self._plan.missing)
+
 
 class AsyncScan(AsyncIterator[Row], Generic[Row]):
     """An asynchronous iterator over rows, in key order. `cursor` may be asked for at any time."""
@@ -60,6 +66,11 @@ class AsyncScan(AsyncIterator[Row], Generic[Row]):
     def cursor(self) -> str | None:
         """As `Scan.cursor`."""
         return self._plan.cursor
+
+    @property
+    def missing(self) -> list[Missing]:
+        """As `Scan.missing`."""
+        return list(self._plan.missing)
 
     async def _handed_out(self, pages: AsyncGenerator[Page, None], rows_of: RowsOf[Row]) -> AsyncGenerator[Row, None]:
         try:

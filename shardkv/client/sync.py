@@ -165,6 +165,7 @@ class Client(Generic[Out]):
         reverse: bool = ...,
         keys_only: Literal[False] = ...,
         cursor: str | None = ...,
+        on_shard_error: Literal["fail", "partial"] = ...,
         timeout: float | None = ...,
     ) -> Scan[tuple[Out, Out]]: ...
     @overload
@@ -178,6 +179,7 @@ class Client(Generic[Out]):
         reverse: bool = ...,
         keys_only: Literal[True],
         cursor: str | None = ...,
+        on_shard_error: Literal["fail", "partial"] = ...,
         timeout: float | None = ...,
     ) -> Scan[Out]: ...
     def scan(
@@ -190,12 +192,14 @@ class Client(Generic[Out]):
         reverse: bool = False,
         keys_only: bool = False,
         cursor: str | None = None,
+        on_shard_error: Literal["fail", "partial"] = "fail",
         timeout: float | None = None,
     ) -> Scan[tuple[Out, Out]] | Scan[Out]:
         """(key, value) of every key in [start, stop), in key order, read page by page; only keys with `keys_only`.
 
         `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. `cursor`: go on where
-        an earlier scan's `cursor` stood, of this client or another.
+        an earlier scan's `cursor` stood, of this client or another. `on_shard_error`: with "partial" the scan does
+        without shards that cannot be read now, and waits for none; its `missing` says what it lacks.
         """
         self._check_open()
         plan = plan_scan(
@@ -206,6 +210,7 @@ class Client(Generic[Out]):
             reverse=reverse,
             keys_only=keys_only,
             cursor=cursor,
+            on_shard_error=on_shard_error,
             keyspace=self.keyspace,
             limits=self._limits,
         )

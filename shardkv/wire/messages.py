@@ -187,6 +187,8 @@ class Scan(Message):
     limit: int
     page_bytes: int
     shards: Annotated[list[tuple[int, int]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)] | None
+    partial: bool = False
+    """To a router: leave out shards that cannot be read now, and name them, instead of failing."""
 
 
 class Page(Message):
@@ -200,7 +202,10 @@ class Page(Message):
     values: Column | None
     frontier: bytes | None
     shards: list[int] | None
-    """From a node: the shards covered. From a router: nil, all of the keyspace."""
+    """From a node: the shards covered. From a router: nil, all of the keyspace but those of `problems`."""
+    problems: list[ShardProblem] = []
+    """Shards whose rows are missing from what the page covers; only when `partial` was asked for. The detail of each
+    has `start` and `stop`, its tokens: keys in a range keyspace, numbers in a hash keyspace."""
 
 
 class MetaRead(Message):

@@ -35,7 +35,7 @@ def test_pages_cover_everything_once(
     low, high = start, bound
     while True:
         pages = [node_page(keys, low, high, size, reverse=reverse) for keys in nodes]
-        page = merge_pages(pages, reverse=reverse, limit=limit, bytes_max=bytes_max)
+        page = merge_pages(pages, reverse=reverse, limit=limit, bytes_max=bytes_max, keys_only=False)
         assert len(page.keys) <= limit
         assert len(page.keys) == 1 or sum(2 * len(key) + 1 for key in page.keys) <= bytes_max
         assert page.values == [b"v" + key for key in page.keys]
@@ -50,13 +50,17 @@ def test_pages_cover_everything_once(
 def test_rows_past_the_key_all_have_spoken_for_wait_for_the_next_page() -> None:
     quick = Page([b"a", b"z"], [b"1", b"2"], None, None)
     slow = Page([b"b"], [b"3"], b"b\x00", None)
-    merged = merge_pages([quick, slow], reverse=False, limit=10, bytes_max=99)
+    merged = merge_pages([quick, slow], reverse=False, limit=10, bytes_max=99, keys_only=False)
     assert (merged.keys, merged.values, merged.frontier) == ([b"a", b"b"], [b"1", b"3"], b"b\x00")
 
 
 def test_keys_only_pages_have_no_values() -> None:
     merged = merge_pages(
-        [Page([b"b"], None, None, None), Page([b"a"], None, None, None)], reverse=True, limit=9, bytes_max=99
+        [Page([b"b"], None, None, None), Page([b"a"], None, None, None)],
+        reverse=True,
+        limit=9,
+        bytes_max=99,
+        keys_only=True,
     )
     assert (merged.keys, merged.values, merged.frontier) == ([b"b", b"a"], None, None)
 
@@ -64,8 +68,8 @@ def test_keys_only_pages_have_no_values() -> None:
 def test_of_two_frontiers_the_nearer_one_counts() -> None:
     near = Page([b"a"], [b"1"], b"b", None)
     far = Page([b"b", b"c"], [b"2", b"3"], b"d", None)
-    merged = merge_pages([near, far], reverse=False, limit=9, bytes_max=99)
+    merged = merge_pages([near, far], reverse=False, limit=9, bytes_max=99, keys_only=False)
     assert (merged.keys, merged.frontier) == ([b"a"], b"b")
     near, far = Page([b"z"], [b"1"], b"y", None), Page([b"y", b"x"], [b"2", b"3"], b"x", None)
-    merged = merge_pages([near, far], reverse=True, limit=9, bytes_max=99)
+    merged = merge_pages([near, far], reverse=True, limit=9, bytes_max=99, keys_only=False)
     assert (merged.keys, merged.frontier) == ([b"z", b"y"], b"y")

@@ -78,6 +78,55 @@ def test_a_range_scan_ends_its_page_before_a_shard_that_is_away(
 
 
 @pytest.mark.parametrize("partition", ["hash", "range"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_partial_page_does_without_shards_that_are_away_and_names_them(partition: str, reverse: bool) -> None:
+    async def story() -> None:
+        one, two = Node("node-1"), Node("node-2")
+        async with router_world(one, two, partition=partition, shards=5) as world:  # type: ignore[arg-type]
+            await two.stop()
+            await until(lambda: not world.links.usable("node-2"))
+            start = time.monotonic()
+            page = await world.page(reverse=reverse, partial=True)
+            assert time.monotonic() - start < 2, "it does not wait for what is away"
+            assert page.keys == sorted([b"a", b"c", b"e"], reverse=reverse)
+            assert page.frontier is None
+            assert sorted(problem.shard for problem in page.problems) == [2, 4]
+            for problem in page.problems:
+                shard = world.topology.shards[problem.shard]
+                assert (problem.detail["start"], problem.detail["stop"]) == (shard.start, shard.stop)
+                assert problem.code == ShardUnavailable.code
+
+    run(story)
+
+
+def test_a_partial_page_waits_for_a_shard_that_is_moving() -> None:
+    async def story() -> None:
+        one, two = Node("node-1"), Node("node-2")
+        two.answers = refuse(WrongShard("Not mine."))
+        async with router_world(one, two, partition="hash") as world:
+            asking = asyncio.ensure_future(world.page(partial=True))
+            await until(lambda: two.asked)
+            two.answers = reply_ok
+            page = await asking
+            assert (page.keys, page.problems) == ([b"a", b"b"], [])
+
+    run(story)
+
+
+@pytest.mark.parametrize("partition", ["hash", "range"])
+def test_when_no_shard_can_be_read_a_partial_page_lacks_everything(partition: str) -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        node.answers = hold
+        async with router_world(node, partition=partition) as world:  # type: ignore[arg-type]
+            page = await world.page(timeout_s=0.4, partial=True)
+            assert (page.keys, page.frontier) == ([], None)
+            assert [problem.shard for problem in page.problems] == [1, 2]
+
+    run(story)
+
+
+@pytest.mark.parametrize("partition", ["hash", "range"])
 def test_a_stopped_node_is_named_before_the_deadline(partition: str) -> None:
     async def story() -> None:
         node = Node("node-1")

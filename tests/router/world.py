@@ -143,8 +143,9 @@ class RouterWorld:
         stop: bytes | None = None,
         timeout_s: float | None = 5,
         limit: int = 100,
+        partial: bool = False,
     ) -> Page:
-        scan = Scan(start, stop, reverse, False, limit, 1 << 20, None)
+        scan = Scan(start, stop, reverse, False, limit, 1 << 20, None, partial)
         deadline = None if timeout_s is None else self.loop.time() + timeout_s
         return await self.scanner.page(lambda: self.topology, "default", scan, deadline)
 

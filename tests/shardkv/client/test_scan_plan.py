@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from shardkv.client.cursor import decode_cursor
 from shardkv.client.scan import ScanPlan, next_prefix, plan_range, plan_scan
-from shardkv.errors import InvalidArgument, InvalidRange, RemoteProtocolError
+from shardkv.errors import InvalidArgument, InvalidRange, RemoteProtocolError, ShardUnavailable
 from shardkv.limits import DEFAULT_LIMITS
-from shardkv.wire.messages import Page, Scan
+from shardkv.wire.messages import Page, Scan, ShardProblem
 
 KEYS = st.binary(min_size=1, max_size=3)
 
 
-def planned(start="", stop=None, *, prefix=None, limit=None, reverse=False, keys_only=True, cursor=None):
+def planned(
+    start="", stop=None, *, prefix=None, limit=None, reverse=False, keys_only=True, cursor=None, on_shard_error="fail"
+):
     return plan_scan(
         start,
         stop,
@@ -27,6 +29,7 @@ def planned(start="", stop=None, *, prefix=None, limit=None, reverse=False, keys
         reverse=reverse,
         keys_only=keys_only,
         cursor=cursor,
+        on_shard_error=on_shard_error,
         keyspace="default",
         limits=DEFAULT_LIMITS,
     )
@@ -125,6 +128,35 @@ def test_a_cursor_that_is_not_one_is_refused():
         planned(cursor=cursor.encode())
     with pytest.raises(InvalidArgument, match=r"'default'.*'other'"):
         decode_cursor(cursor, keyspace="other")
+
+
+def away(shard: int, start: object, stop: object) -> ShardProblem:
+    return ShardProblem(shard, ShardUnavailable.code, "Away.", {"start": start, "stop": stop}, "")
+
+
+def test_what_partial_pages_lack_is_told_by_ranges_of_keys():
+    plan = planned("a", "z", on_shard_error="partial")
+    assert asked(plan).partial
+    plan.take(Page([b"b"], None, b"c", None, [away(3, 0, 2**62)]))
+    plan.take(Page([b"d"], None, b"e", None, [away(3, 0, 2**62)]))
+    plan.take(Page([b"f"], None, b"g", None, []))
+    plan.take(Page([b"h"], None, None, None, [away(3, 0, 2**62), away(4, 2**62, None)]))
+    told = [(one.shard, one.start, one.stop, one.tokens) for one in plan.missing]
+    assert told == [
+        (3, b"a", b"e", (0, 2**62)),
+        (3, b"g", b"z", (0, 2**62)),
+        (4, b"g", b"z", (2**62, 2**64)),
+    ]
+    assert isinstance(plan.missing[0].error, ShardUnavailable)
+    plan = planned("a", reverse=True, on_shard_error="partial")
+    plan.take(Page([b"y"], None, b"x", None, [away(7, b"t", None)]))
+    plan.take(Page([], None, None, None, [away(7, b"t", None), away(6, b"", b"t")]))
+    assert [(one.shard, one.start, one.stop, one.tokens) for one in plan.missing] == [
+        (7, b"t", None, None),
+        (6, b"a", b"t", None),
+    ]
+    with pytest.raises(InvalidArgument, match="on_shard_error"):
+        planned(on_shard_error="ignore")
 
 
 def test_a_range_includes_both_ends():
