@@ -3,7 +3,7 @@
     ShardKVError                       code, retriable, refresh_topology, detail, hint
       RequestError                     the caller's fault; the same call will fail again
         InvalidArgument  InvalidKey  KeyTooLarge  ValueTooLarge  BatchTooLarge  InvalidRange
-        UnknownKeyspace  UnknownOperation  ClientClosed
+        InvalidNumber  UnknownKeyspace  UnknownOperation  ClientClosed
       RoutingError                     asked the wrong place: refresh the topology, retry inside the deadline
         WrongShard  StaleEpoch
       UnavailableError                 not now: retry with backoff
@@ -91,6 +91,12 @@ class InvalidRange(RequestError):
     code = "invalid_range"
 
 
+class InvalidNumber(RequestError):
+    """An `incr` of a value that is no whole number of 64 bits, or would not be one afterwards. Nothing was changed."""
+
+    code = "invalid_number"
+
+
 class UnknownKeyspace(RequestError):
     code = "unknown_keyspace"
 
@@ -161,7 +167,7 @@ class OutcomeUnknown(ShardKVError):
 class ConditionFailed(ShardKVError):
     """A key did not have the version a write asked for, and nothing was changed. Read again, then decide.
 
-    `detail`: `expected` and `found`, versions, 0 for a key that does not exist.
+    `detail`: `key` (bytes), and `expected` and `found`, versions, 0 for a key that does not exist.
     """
 
     code = "condition_failed"

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * KIB
 
+TTL_MS_MAX = 1 << 52
+"""The longest time to live. 140,000 years: the sum with the time now stays far inside 64 bits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

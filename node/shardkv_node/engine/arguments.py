@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from typing import cast
 
 from shardkv.errors import InvalidArgument, InvalidKey, InvalidRange, KeyTooLarge, ValueTooLarge
+from shardkv.limits import TTL_MS_MAX
+from shardkv.whole_number import LEAST, MOST, in_range
 from shardkv.write_batch import Text, pack_text
-
-TTL_MS_MAX = 1 << 52
-"""140,000 years: the sum with the time now stays far inside 64 bits."""
 
 
 def pack_key(key: Text, bytes_max: int) -> bytes:
@@ -93,6 +92,12 @@ def check_ttl(ttl_ms: object) -> None:
             f"A time to live is a whole number of milliseconds from 1 to {TTL_MS_MAX}, not {ttl_ms!r}.",
             hint="Leave it out for a key that stays.",
         )
+
+
+def check_amount(by: object) -> None:
+    """Raises `InvalidArgument` unless it is a whole number of 64 bits."""
+    if not isinstance(by, int) or isinstance(by, bool) or not in_range(by):
+        raise InvalidArgument(f"An amount to count by is a whole number from {LEAST} to {MOST}, not {by!r}.")
 
 
 def pack_condition(key: bytes, version: object, *, if_absent: bool = False) -> tuple[bytes, int]:

@@ -22,6 +22,7 @@ from shardkv.errors import ConfigError, InvalidArgument, StoreClosed
 from shardkv.write_batch import Text, WriteBatch
 from shardkv_node.engine import forks
 from shardkv_node.engine.arguments import (
+    check_amount,
     check_columns,
     check_limit,
     check_ttl,
@@ -121,6 +122,20 @@ class Engine(Reader):
             write.conditions = [pack_condition(write.keys[0], if_version)]
         self._submit(write)
         return bool(write.existed and write.existed[0])
+
+    def incr(self, key: Text, by: int = 1, *, ttl_ms: int | None = None) -> int:
+        """Add to the number that is the value of the key, in one step, and return the sum.
+
+        A number is decimal text of a signed 64-bit whole number, as `str(number)` makes it; a key that does not exist
+        counts from 0. The key ends when it would have ended, or so many milliseconds from now with `ttl_ms`.
+        Raises `InvalidNumber` when the value is no such number or the sum would be none.
+        """
+        check_amount(by)
+        write = Write(self._tablet, [self._key(key)], PUT, [b""], add=by)
+        if ttl_ms is not None:
+            self._expire(write, ttl_ms)
+        self._submit(write)
+        return int(write.values[0])
 
     def write(self, batch: WriteBatch, *, if_versions: Mapping[Any, int] | None = None) -> int:
         """Apply all operations of the batch, in order, or none. Returns their version. The batch stays as it is.

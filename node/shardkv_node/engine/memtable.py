@@ -210,6 +210,11 @@ def cell_version(cell: bytes) -> int:
     return int.from_bytes(cell[1:9], "big")
 
 
+def cell_expiry(cell: bytes) -> int:
+    """When the cell ends, in milliseconds since 1970; NO_EXPIRY if it does not."""
+    return int.from_bytes(cell[9:17], "big") if cell[0] == PUT_EXPIRING else NO_EXPIRY
+
+
 def cell_value(cell: bytes, clock: Callable[[], int]) -> bytes | None:
     """The value, or None when the cell says that the key does not exist. `clock`: asked for the time if it matters."""
     kind = cell[0]

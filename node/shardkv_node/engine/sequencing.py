@@ -1,8 +1,8 @@
-"""Sequencing: gives the writes of a group their sequence numbers, judges their conditions, answers `want_existed`, and
-makes their log entries.
+"""Sequencing: gives the writes of a group their sequence numbers, judges their conditions, answers `want_existed`,
+counts (`Write.add`), and makes their log entries.
 
-Pure: nothing is changed but `Write.existed`, so a group that cannot be logged leaves no trace. Conditions and `existed`
-are judged against what is applied and what stands earlier in the group.
+Pure: nothing is changed but `Write.existed` and what a write with `add` comes to, so a group that cannot be logged
+leaves no trace. All is judged against what is applied and what stands earlier in the group.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, StorageError
 from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
+from shardkv_node.engine.counting import Latest, add_up
 from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.write import Write
@@ -32,8 +33,10 @@ def sequence(
     refused: Refused = []
     entries: list[WriteEntry] = []
     next_seqnos: dict[int, int] = {}
-    judging = any(write.want_existed or write.conditions for write in writes)
+    judging = any(write.want_existed or write.conditions or write.add is not None for write in writes)
+    counting = judging and any(write.add is not None for write in writes)
     pending: dict[int, _Pending] = {}
+    latest: dict[int, Latest] = {}
     for write in writes:
         number = write.tablet
         tablet = tablets.get(number)
@@ -46,10 +49,15 @@ def sequence(
             continue
         if judging:
             known = pending.setdefault(number, {})
-            failure = _failed_condition(write, tablet, known) if write.conditions else None
+            failure: ShardKVError | None = _failed_condition(write, tablet, known) if write.conditions else None
+            if counting and failure is None:
+                before = latest.setdefault(number, {})
+                failure = None if write.add is None else add_up(write, tablet, before, clock)
             if failure is not None:
                 refused.append((write, failure))
                 continue
+            if counting:
+                before.update(dict.fromkeys(write.keys, write))
             _note_outcome(write, tablet, known, make_version(term, seqno), clock)
         next_seqnos[number] = seqno
         entries.append(
@@ -68,7 +76,7 @@ def _failed_condition(write: Write, tablet: Tablet, pending: _Pending) -> Condit
         if found != expected:
             return ConditionFailed(
                 f"The key {key[:40]!r} {_has(found)}; the write asked that it {_has(expected)}. Nothing was written.",
-                detail={"expected": expected, "found": found},
+                detail={"key": key, "expected": expected, "found": found},
                 hint="Read it again and decide anew.",
             )
     return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from shardkv_node.engine.clipped_table import ClippedTable
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING, Columns
 from shardkv_node.engine.filter import probe
-from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
+from shardkv_node.engine.memtable import Memtable, cell_expiry, cell_value, cell_version
 from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.source import Source
@@ -86,6 +86,20 @@ class Tablet:
             value = cell_value(cell, self._clock)
             return None if value is None else (value, cell_version(cell))
         return self._find_in_tables(key)
+
+    def get_expiring(self, key: bytes) -> tuple[bytes, int] | None:
+        """(value, when it ends in milliseconds since 1970 or NO_EXPIRY), or None when the key does not exist."""
+        cell = self._cell(key)
+        if cell is not None:
+            value = cell_value(cell, self._clock)
+            return None if value is None else (value, cell_expiry(cell))
+        found = self._row_in_tables(key)
+        if found is None:
+            return None
+        columns, row = found
+        expiry = columns.expiry(row)
+        live = columns.kind(row) == PUT or (columns.kind(row) == PUT_EXPIRING and expiry > self._clock())
+        return (columns.values[row], expiry) if live else None
 
     def version_of(self, key: bytes) -> int:
         """The version of the key's value; 0 when the key does not exist."""

@@ -36,6 +36,9 @@ class Write:
     just before it; 0: unless the key does not exist. The keys need not be among those written."""
     token: Token | None = None
     want_existed: bool = False
+    add: int | None = None
+    """The write is one PUT, whose value is made at sequencing: the number its key has then (0 for none), plus this.
+    With an expiry of its own it ends then; else when the key would have ended."""
     done: Callable[[Write], None] | None = None
     """Called once the outcome is known: applied, or refused with `error`."""
 

@@ -27,7 +27,7 @@ def test_a_version_is_read_and_compared_and_survives_flush_and_restart(tmp_path:
         assert second > first
         with pytest.raises(ConditionFailed) as caught:
             engine.put("k", "3", if_version=first)
-        assert caught.value.detail == {"expected": first, "found": second} and not caught.value.retriable
+        assert caught.value.detail == {"key": b"k", "expected": first, "found": second} and not caught.value.retriable
         engine.flush()
         assert engine.get_versioned("k") == (b"2", second)
     with Engine.open(tmp_path, workers=0) as engine:
