@@ -131,7 +131,7 @@ class Engine(Reader):
         Raises `InvalidNumber` when the value is no such number or the sum would be none.
         """
         check_amount(by)
-        write = Write(self._tablet, [self._key(key)], PUT, [b""], add=by)
+        write = Write(self._tablet, [self._key(key)], PUT, [b""], want_existed=True, add=by)
         if ttl_ms is not None:
             self._expire(write, ttl_ms)
         self._submit(write)

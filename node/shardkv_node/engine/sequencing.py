@@ -33,7 +33,7 @@ def sequence(
     refused: Refused = []
     entries: list[WriteEntry] = []
     next_seqnos: dict[int, int] = {}
-    judging = any(write.want_existed or write.conditions or write.add is not None for write in writes)
+    judging = any(write.want_existed or write.conditions for write in writes)
     counting = judging and any(write.add is not None for write in writes)
     pending: dict[int, _Pending] = {}
     latest: dict[int, Latest] = {}

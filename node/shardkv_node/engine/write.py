@@ -38,7 +38,8 @@ class Write:
     want_existed: bool = False
     add: int | None = None
     """The write is one PUT, whose value is made at sequencing: the number its key has then (0 for none), plus this.
-    With an expiry of its own it ends then; else when the key would have ended."""
+    With an expiry of its own it ends then; else when the key would have ended. Needs `want_existed`, by which the
+    store knows without a look at this field that there is something to judge."""
     done: Callable[[Write], None] | None = None
     """Called once the outcome is known: applied, or refused with `error`."""
 

@@ -65,7 +65,7 @@ def test_every_number_has_one_text(number: int) -> None:
 
 
 def add(tablet: int, key: bytes, by: int = 1) -> Write:
-    return Write(tablet, [key], PUT, [b""], add=by)
+    return Write(tablet, [key], PUT, [b""], want_existed=True, add=by)
 
 
 def one_group(store: Store, writes: list[Write]) -> list[bytes | str]:
