@@ -1,4 +1,4 @@
-"""What a node answers: reads, writes and scan pages of the shards it owns, and its status.
+"""What a node answers: reads, writes, scan pages and steps over ranges of the shards it owns, and its status.
 
 Invariant: nothing is read or written before the shard and epoch of the request were checked against what the node
 owns now. Replies to reads are formed at once; replies to writes when their group was applied.
@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from shardkv.errors import BatchTooLarge, InvalidArgument, OutcomeUnknown, ShardKVError, StorePoisoned
+from shardkv.errors import BatchTooLarge, InvalidArgument, ShardKVError
 from shardkv.limits import Limits
 from shardkv.transport.server import Connection, unknown_operation
 from shardkv.wire.checks import check_range, check_read, check_write
 from shardkv.wire.messages import (
+    Kind,
     Op,
     Page,
+    Read,
     ReadReply,
     Request,
     Scan,
@@ -29,9 +31,12 @@ from shardkv.wire.messages import (
 )
 from shardkv.wire.messages import Write as WriteRequest
 from shardkv_node.committer import Committer
+from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
+from shardkv_node.outcome import write_error
 from shardkv_node.ownership import Ownership
+from shardkv_node.ranges import RangeSteps
 
 PAGE_BYTES_MAX = 1024 * 1024
 """Upper bound of one page, whatever was asked: it is the time the loop is away for one request."""
@@ -50,8 +55,16 @@ class NodeService:
         self._ownership = ownership
         self._committer = committer
         self._limits = limits
-        self._handlers = {Op.READ: self._read, Op.WRITE: self._write, Op.SCAN: self._scan, Op.STATUS: self._status}
-        self.counts = dict.fromkeys((Op.READ, Op.WRITE, Op.SCAN, Op.STATUS), 0)
+        ranges = RangeSteps(store, ownership, committer, limits)
+        self._handlers = {
+            Op.READ: self._read,
+            Op.WRITE: self._write,
+            Op.SCAN: self._scan,
+            Op.COUNT: ranges.count,
+            Op.DELETE_RANGE: ranges.delete,
+            Op.STATUS: self._status,
+        }
+        self.counts = dict.fromkeys(self._handlers, 0)
 
     def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
         handler = self._handlers.get(request.op)  # type: ignore[call-overload]
@@ -68,10 +81,25 @@ class NodeService:
 
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
-        keys = decode_read(request.payload).keys
-        check_read(keys, self._limits)
-        values, size_bytes = self._values(tablet, keys)
+        asked: Read = decode_read(request.payload)
+        check_read(asked.keys, self._limits)
+        if asked.want_versions:
+            self._read_versions(connection, request.id, tablet, asked.keys)
+            return
+        values, size_bytes = self._values(tablet, asked.keys)
         connection.reply(request.id, ReadReply(values), size_bytes=size_bytes)
+
+    def _read_versions(self, connection: Connection, request_id: int, tablet: int, keys: Sequence[bytes]) -> None:
+        values: list[bytes | None] = []
+        versions: list[int] = []
+        size_bytes = 0
+        for key in keys:
+            value, version = self._store.get_versioned(tablet, key) or (None, 0)
+            values.append(value)
+            versions.append(version)
+            size_bytes += len(value or b"")
+            self._check_fits(len(values), size_bytes)
+        connection.reply(request_id, ReadReply(values, versions), size_bytes=size_bytes)
 
     def _values(self, tablet: int, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
         """The values of `keys` and their bytes. Raises BatchTooLarge before they take more memory than a few frames."""
@@ -81,13 +109,17 @@ class NodeService:
             found = self._store.get_many(tablet, keys[len(values) : len(values) + step])
             values += found
             size_bytes += sum(map(len, filter(None, found)))
-            if size_bytes > room:
-                raise BatchTooLarge(
-                    f"The first {len(values)} values already hold {size_bytes} bytes; a frame holds {room}.",
-                    hint="Ask for fewer keys at once.",
-                )
+            self._check_fits(len(values), size_bytes)
             step = max(1, min(READ_STEP_MOST, (room - size_bytes) * len(values) // (size_bytes or 1)))
         return values, size_bytes
+
+    def _check_fits(self, count: int, size_bytes: int) -> None:
+        if size_bytes > self._limits.frame_bytes_max:
+            raise BatchTooLarge(
+                f"The first {count} values already hold {size_bytes} bytes; "
+                f"a frame holds {self._limits.frame_bytes_max}.",
+                hint="Ask for fewer keys at once.",
+            )
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
@@ -101,7 +133,18 @@ class NodeService:
             want_existed=asked.want_existed,
             done=partial(_answer_write, connection, request.id),
         )
+        if asked.conditions is not None or asked.ttl_ms is not None or asked.kinds == Kind.INCR:
+            self._complete(write, asked)
         self._committer.submit(write, deadline)
+
+    def _complete(self, write: Write, asked: WriteRequest) -> None:
+        """What only some writes have: conditions, a time to live, a number to add."""
+        if asked.conditions is not None:
+            write.conditions = list(zip(asked.conditions.keys, asked.conditions.versions, strict=True))
+        if asked.kinds == Kind.INCR:
+            write.kinds, write.add, write.want_existed = PUT, int(asked.values[0]), True
+        if asked.ttl_ms is not None:
+            write.kinds, write.expiries = PUT_EXPIRING, self._store.time_ms() + asked.ttl_ms
 
     def _scan(self, connection: Connection, request: Request, deadline: float | None) -> None:
         asked: Scan = decode_scan(request.payload)
@@ -162,11 +205,10 @@ class NodeService:
 
 def _answer_write(connection: Connection, request_id: int, write: Write) -> None:
     """Tell the outcome of a write to whoever asked for it."""
-    error = write.error
-    if isinstance(error, StorePoisoned):
-        error = OutcomeUnknown(f"The node failed while it stored the write, and starts again: {error.message}")
+    error = write_error(write)
     if error is not None:
-        connection.fail(request_id, error if isinstance(error, ShardKVError) else ShardKVError(str(error)))
+        connection.fail(request_id, error)
         return
     results = bytes(len(write.keys)) if write.existed is None else bytes(map(_RESULT_BYTES.__getitem__, write.existed))
-    connection.reply(request_id, WriteReply(results, write.version, []))
+    number = None if write.add is None else int(write.values[0])
+    connection.reply(request_id, WriteReply(results, write.version, [], number))

@@ -46,7 +46,10 @@ OnDone = Callable[[msgspec.Raw | ShardKVError], None]
 
 
 class Part:
-    """One shard's share of a request. `done` runs once, with the reply's payload or an error."""
+    """One shard's share of a request. `done` runs once, with the reply's payload or an error.
+
+    `repeatable`: it may be sent again even when it may have been carried out; unless told, what is no write.
+    """
 
     __slots__ = (
         "answer_by",
@@ -58,11 +61,22 @@ class Part:
         "op",
         "pause_s",
         "payload",
+        "repeatable",
         "shard_id",
     )
 
-    def __init__(self, op: Op, payload: msgspec.Raw, shard_id: int, deadline: float | None, done: OnDone) -> None:
+    def __init__(
+        self,
+        op: Op,
+        payload: msgspec.Raw,
+        shard_id: int,
+        deadline: float | None,
+        done: OnDone,
+        *,
+        repeatable: bool | None = None,
+    ) -> None:
         self.op = op
+        self.repeatable = op != Op.WRITE if repeatable is None else repeatable
         self.payload = payload
         self.shard_id = shard_id
         self.deadline = deadline
@@ -152,7 +166,7 @@ class Forwarder:
         never_sent = isinstance(reply, UnavailableError)
         if isinstance(error, Draining):
             self._park(part)
-        elif never_sent or (isinstance(error, OutcomeUnknown) and part.op != Op.WRITE):
+        elif never_sent or (isinstance(error, OutcomeUnknown) and part.repeatable):
             self._send_or_expire(part)
         elif isinstance(error, RoutingError):
             self._loop.call_later(part.pause_s, self._send_or_expire, part)
@@ -242,7 +256,7 @@ class Forwarder:
         node = shard.node if shard is not None else None
         message = f"Node {node} did not answer in time for shard {part.shard_id}."
         detail = {"shard": part.shard_id, "node": node}
-        if part.op == Op.WRITE:
+        if part.op in (Op.WRITE, Op.DELETE_RANGE):
             hint = "The write may yet be applied: read the key before writing it again."
             return OutcomeUnknown(message, detail=detail, hint=hint)
         return DeadlineExceeded(message, detail=detail, hint="Retry, or allow more time.")

@@ -28,6 +28,9 @@ from shardkv.wire.messages import (
     raw,
 )
 
+SHARDS_NAMED = 5
+"""In an error message."""
+
 Split = list[tuple[int, list[int]]]
 """(shard id, indexes of its keys in the request), shards in token order, indexes ascending."""
 
@@ -49,13 +52,20 @@ def pick(column: Sequence[bytes], indexes: list[int]) -> list[bytes]:
 class ReadGather:
     """Gathers a read of several shards; `done` runs once with the reply or the first error.
 
-    More than `bytes_max` of answers are BatchTooLarge, and are not kept.
+    More than `bytes_max` of answers are BatchTooLarge, and are not kept. `versions`: they were asked for, too.
     """
 
     def __init__(
-        self, count: int, parts: int, bytes_max: int, done: Callable[[ReadReply | ShardKVError], None]
+        self,
+        count: int,
+        parts: int,
+        bytes_max: int,
+        done: Callable[[ReadReply | ShardKVError], None],
+        *,
+        versions: bool = False,
     ) -> None:
         self._values: list[bytes | None] = [None] * count
+        self._versions = [0] * count if versions else None
         self._room = bytes_max
         self._left = parts
         self._done = done
@@ -71,17 +81,23 @@ class ReadGather:
                 self._take(indexes, answer)
             self._left -= 1
             if not self._left:
-                self._done(self._error or ReadReply(self._values))
+                self._done(self._error or ReadReply(self._values, self._versions))
 
         return ended
 
     def _take(self, indexes: list[int], answer: msgspec.Raw) -> None:
         values = _understood(decode_read_reply, answer, lambda reply: reply.values, len(indexes))
-        if values is None:
+        versions: list[int] | None = []
+        if self._versions is not None:
+            versions = _understood(decode_read_reply, answer, lambda reply: reply.versions or (), len(indexes))
+        if values is None or versions is None:
             self._fail(RemoteProtocolError("A node answered a read with something else."))
             return
         for index, value in zip(indexes, values, strict=True):
             self._values[index] = value
+        if self._versions is not None:
+            for index, version in zip(indexes, versions, strict=True):
+                self._versions[index] = version
 
     def _fits(self, size_bytes: int) -> bool:
         """Whether the reply can take this many bytes more; if not, it becomes an error."""
@@ -141,13 +157,32 @@ def _understood(decode: PayloadDecoder, answer: msgspec.Raw, column: Callable[[A
     return found if len(found) == count else None
 
 
-def read_part(keys: Sequence[bytes], indexes: list[int]) -> msgspec.Raw:
+def one_shard(view: KeyspaceView, keys: Sequence[bytes], others: Sequence[bytes]) -> int:
+    """The shard all these keys are of. Raises InvalidArgument, with a key of each shard, when they are of several."""
+    everything = [*keys, *others]
+    split = split_by_shard(view, everything)
+    if len(split) == 1:
+        return split[0][0]
+    named = [f"{everything[indexes[0]][:40]!r} is of shard {shard_id}" for shard_id, indexes in split[:SHARDS_NAMED]]
+    hint = (
+        "Keys with the same {tag} share a shard."
+        if view.partition == "hash"
+        else "Keys that lie close together mostly do."
+    )
+    raise InvalidArgument(
+        f"A write with conditions keeps to one shard, and its keys are of {len(split)}: {', '.join(named)}.",
+        detail={"shards": [shard_id for shard_id, _ in split]},
+        hint=hint,
+    )
+
+
+def read_part(read: Read, indexes: list[int]) -> msgspec.Raw:
     """The payload of one shard's share of a read."""
-    return raw(Read(pick(keys, indexes)))
+    return raw(Read(pick(read.keys, indexes), read.want_versions))
 
 
 def write_part(write: Write, indexes: list[int]) -> msgspec.Raw:
-    """The payload of one shard's share of a write."""
+    """The payload of one shard's share of a write, which has no conditions."""
     kinds = write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes))
     return raw(
         Write(
@@ -157,5 +192,6 @@ def write_part(write: Write, indexes: list[int]) -> msgspec.Raw:
             keys=pick(write.keys, indexes),
             values=pick(write.values, indexes),
             want_existed=write.want_existed,
+            ttl_ms=write.ttl_ms,
         )
     )

@@ -14,8 +14,8 @@ next one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from shardkv.errors import (
     DeadlineExceeded,
@@ -36,6 +36,7 @@ from shardkv_router.merge import merge_pages
 from shardkv_router.options import RouterOptions
 
 Errors = tuple[type[ShardKVError], ...]
+Answer = TypeVar("Answer")
 
 NODE_PAGE_BYTES_MIN = 16 * 1024
 PAGE_MARGIN = 1.1
@@ -89,7 +90,7 @@ class Scanner:
                 self._usable(node, owned)  # while one is away, the others would make pages for nothing
         page_bytes = self._page_bytes(scan)
         share = max(NODE_PAGE_BYTES_MIN, int(page_bytes / len(by_node) * PAGE_MARGIN))
-        answers = await _all(
+        answers = await all_of(
             [
                 _page_or_error(self._ask(node, owned, scan, share, scan.limit, deadline), may_miss)
                 for node, owned in by_node.items()
@@ -173,8 +174,8 @@ async def _page_or_error(asking: Coroutine[Any, Any, Page], may_miss: Errors) ->
         return error
 
 
-async def _all(asking: list[Coroutine[Any, Any, Page | ShardKVError]]) -> list[Page | ShardKVError]:
-    """All of them; when one raises, the others are no longer waited for."""
+async def all_of(asking: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """All answers; when one cannot be had, the others are no longer waited for."""
     tasks = [asyncio.ensure_future(one) for one in asking]
     try:
         return await asyncio.gather(*tasks)

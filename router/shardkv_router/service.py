@@ -1,4 +1,5 @@
-"""What a router answers: reads and writes forwarded or split and gathered, scan pages, the cluster's status.
+"""What a router answers: reads and writes forwarded or split and gathered, scan pages, ranges counted and deleted, the
+cluster's status.
 
 Invariant: a request whose keys all lie in one shard is forwarded as it came, its payload neither decoded twice nor
 encoded again. The router keeps no data and no state of a client beyond its open requests.
@@ -19,18 +20,24 @@ from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.server import Connection, unknown_operation
 from shardkv.wire.checks import check_range, check_read, check_write
 from shardkv.wire.messages import (
+    Count,
+    DeleteRange,
     Op,
     Page,
+    Read,
     ReadReply,
     Request,
     Scan,
     Write,
+    decode_count,
+    decode_delete_range,
     decode_read,
     decode_scan,
     decode_write,
 )
 from shardkv_router.forwarding import Forwarder, Part
-from shardkv_router.gathering import ReadGather, WriteGather, read_part, split_by_shard, write_part
+from shardkv_router.gathering import ReadGather, WriteGather, one_shard, read_part, split_by_shard, write_part
+from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
 
 DEFAULT_KEYSPACE = "default"
@@ -46,10 +53,18 @@ class RouterService:
         self._scanner = scanner
         self._limits = limits
         self._cluster_status = cluster_status
-        self._handlers = {Op.READ: self._read, Op.WRITE: self._write, Op.SCAN: self._scan, Op.STATUS: self._status}
+        self._ranges = Ranges(forwarder)
+        self._handlers = {
+            Op.READ: self._read,
+            Op.WRITE: self._write,
+            Op.SCAN: self._scan,
+            Op.COUNT: self._count,
+            Op.DELETE_RANGE: self._delete_range,
+            Op.STATUS: self._status,
+        }
         self._tasks: set[asyncio.Task[None]] = set()
         self.topology = Topology()
-        self.counts = dict.fromkeys((Op.READ, Op.WRITE, Op.SCAN, Op.STATUS), 0)
+        self.counts = dict.fromkeys(self._handlers, 0)
 
     def update(self, topology: Topology) -> None:
         self.topology = topology
@@ -80,7 +95,8 @@ class RouterService:
 
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)
-        keys = decode_read(request.payload).keys
+        read: Read = decode_read(request.payload)
+        keys = read.keys
         check_read(keys, self._limits)
         if len(keys) == 1:
             self._forward(connection, request, view.shard_for(keys[0]).id, deadline)
@@ -90,16 +106,23 @@ class RouterService:
             self._forward(connection, request, split[0][0], deadline)
             return
         gather = ReadGather(
-            len(keys), len(split), self._limits.frame_bytes_max, partial(_answer, connection, request.id)
+            len(keys),
+            len(split),
+            self._limits.frame_bytes_max,
+            partial(_answer, connection, request.id),
+            versions=read.want_versions,
         )
         for shard_id, indexes in split:
-            payload = read_part(keys, indexes)
+            payload = read_part(read, indexes)
             self._forwarder.send(Part(Op.READ, payload, shard_id, deadline, gather.part(indexes)))
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)
         write: Write = decode_write(request.payload)
         check_write(write, self._limits)
+        if write.conditions is not None:
+            self._forward(connection, request, one_shard(view, write.keys, write.conditions.keys), deadline)
+            return
         if len(write.keys) == 1:
             self._forward(connection, request, view.shard_for(write.keys[0]).id, deadline)
             return
@@ -126,6 +149,21 @@ class RouterService:
         scan.limit = min(scan.limit, self._limits.operations_max)
         page = self._scanner.page(lambda: self.topology, keyspace, scan, deadline)
         self._later(connection, request.id, page)
+
+    def _count(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        view = self._keyspace(connection, request)
+        asked: Count = decode_count(request.payload)
+        check_range(asked.start, asked.stop, self._limits)
+        counting = self._ranges.count(view, asked, deadline, lambda: connection.closed)
+        self._later(connection, request.id, counting)
+
+    def _delete_range(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        view = self._keyspace(connection, request)
+        asked: DeleteRange = decode_delete_range(request.payload)
+        check_range(asked.start, asked.stop, self._limits)
+        if asked.limit is not None and asked.limit < 1:
+            raise InvalidArgument("A delete of a range must have a limit of at least one key, or none.")
+        self._later(connection, request.id, self._ranges.delete(view, asked, deadline))
 
     def _status(self, connection: Connection, request: Request, deadline: float | None) -> None:
         self._later(connection, request.id, self._cluster_status())

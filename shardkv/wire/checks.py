@@ -17,10 +17,12 @@ from shardkv.errors import (
     KeyTooLarge,
     ValueTooLarge,
 )
-from shardkv.limits import Limits
-from shardkv.wire.messages import Kind, Write
+from shardkv.limits import TTL_MS_MAX, Limits
+from shardkv.whole_number import parse_number
+from shardkv.wire.messages import Conditions, Kind, Write
 
-_KINDS = bytes(Kind)
+_MIXED = bytes((Kind.PUT, Kind.DELETE))
+"""Kinds that may stand side by side in one write."""
 _IS_DELETE = bytes(kind == Kind.DELETE for kind in range(256))
 
 
@@ -81,12 +83,39 @@ def check_write(write: Write, limits: Limits) -> None:
         _check_kinds(write, count)
     check_keys(write.keys, limits)
     check_values(write.values, limits)
+    if write.conditions is not None:
+        _check_conditions(write.conditions, limits)
+    if write.ttl_ms is not None:
+        _check_ttl(write)
+
+
+def _check_conditions(conditions: Conditions, limits: Limits) -> None:
+    if not conditions.keys or len(conditions.keys) != len(conditions.versions):
+        raise InvalidArgument(
+            f"The conditions of a write are {len(conditions.keys)} keys and {len(conditions.versions)} versions."
+        )
+    check_keys(conditions.keys, limits)
+
+
+def _check_ttl(write: Write) -> None:
+    if not 0 < (write.ttl_ms or 0) <= TTL_MS_MAX:
+        raise InvalidArgument(f"A time to live is 1 to {TTL_MS_MAX} milliseconds, not {write.ttl_ms}.")
+    if write.kinds not in (Kind.PUT, Kind.INCR):
+        raise InvalidArgument("A write with a time to live holds puts only, or an incr.")
+
+
+def _check_incr(write: Write) -> None:
+    if len(write.keys) != 1 or parse_number(write.values[0]) is None:
+        raise InvalidArgument("An incr is alone in its write, and its value a whole number of 64 bits as decimal text.")
 
 
 def _check_kinds(write: Write, count: int) -> None:
+    if write.kinds == Kind.INCR:
+        _check_incr(write)
+        return
     known = isinstance(write.kinds, bytes) or 0 < write.kinds < 256
     kinds = write.kinds if isinstance(write.kinds, bytes) else bytes((write.kinds if known else 0,)) * count
-    if kinds.strip(_KINDS):
+    if kinds.strip(_MIXED):
         raise InvalidArgument("A write has an operation that is neither a put nor a delete.")
     if len(kinds) != count:
         raise InvalidArgument(f"A write has {count} keys and {len(kinds)} kinds.")

@@ -34,6 +34,8 @@ class Op(IntEnum):
     READ = 10
     WRITE = 11
     SCAN = 12
+    COUNT = 13
+    DELETE_RANGE = 14
     STATUS = 20
     META_READ = 30
     META_TXN = 31
@@ -41,10 +43,15 @@ class Op(IntEnum):
 
 
 class Kind(IntEnum):
-    """What one operation of a write does. Never renumber; the storage formats use the same numbers."""
+    """What one operation of a write does. Never renumber; the storage formats use the same numbers.
+
+    3 and 4 are kinds of storage that no request names.
+    """
 
     PUT = 1
     DELETE = 2
+    INCR = 5
+    """Add the value, decimal text, to the number the key has. Stored as the put of the sum."""
 
 
 class WriteResult(IntEnum):
@@ -64,6 +71,7 @@ ERROR = 1
 
 Column = Annotated[list[bytes], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
+Versions = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 OptionalColumn = Annotated[list[bytes | None], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 
 
@@ -133,11 +141,14 @@ class Context(Message):
 
 class Read(Message):
     keys: Column
+    want_versions: bool = False
 
 
 class ReadReply(Message):
     values: OptionalColumn
     """In the order of the keys; nil where there is none."""
+    versions: Versions | None = None
+    """With `want_versions`: one for each value, 0 where there is none."""
 
 
 class Token(Message):
@@ -147,16 +158,26 @@ class Token(Message):
     number: int
 
 
+class Conditions(Message):
+    """What must hold for a write to be made: each key has this version, 0: does not exist."""
+
+    keys: Column
+    versions: Versions
+
+
 class Write(Message):
     """The one write operation. `kinds` is one Kind for all operations or one byte for each."""
 
     token: Token | None
-    conditions: None
+    conditions: Conditions | None
+    """Their keys, and those of all operations, are of one shard."""
     kinds: int | bytes
     keys: Column
     values: Column
-    """Empty bytes where the operation is a delete."""
+    """Empty bytes where the operation is a delete; what to add, as decimal text, where it is an INCR."""
     want_existed: bool
+    ttl_ms: int | None = None
+    """What is written reads as absent so many milliseconds after the node took it; nil: it stays."""
 
 
 class ShardProblem(Message):
@@ -175,6 +196,8 @@ class WriteReply(Message):
     version: int | None
     """The version given to every operation when one shard took them all."""
     problems: list[ShardProblem]
+    number: int | None = None
+    """What an INCR came to."""
 
 
 class Scan(Message):
@@ -206,6 +229,35 @@ class Page(Message):
     problems: list[ShardProblem] = []
     """Shards whose rows are missing from what the page covers; only when `partial` was asked for. The detail of each
     has `start` and `stop`, its tokens: keys in a range keyspace, numbers in a hash keyspace."""
+
+
+class Count(Message):
+    """How many keys are in [start, stop). To a node: in one step of one shard's part of it."""
+
+    start: bytes
+    stop: bytes | None
+
+
+class CountReply(Message):
+    """Keys of [start, frontier); a nil frontier, the only one of a router: of all that was asked for."""
+
+    count: int
+    frontier: bytes | None
+
+
+class DeleteRange(Message):
+    """Delete the first keys of [start, stop), at most `limit` of them: one step, resumed at the reply's frontier."""
+
+    start: bytes
+    stop: bytes | None
+    limit: int | None
+
+
+class DeleteRangeReply(Message):
+    """So many keys existed and were deleted; all of [start, frontier) were. A nil frontier: all of [start, stop)."""
+
+    deleted: int
+    frontier: bytes | None
 
 
 class MetaRead(Message):
@@ -327,6 +379,10 @@ decode_write = PayloadDecoder(Write)
 decode_write_reply = PayloadDecoder(WriteReply)
 decode_scan = PayloadDecoder(Scan)
 decode_page = PayloadDecoder(Page)
+decode_count = PayloadDecoder(Count)
+decode_count_reply = PayloadDecoder(CountReply)
+decode_delete_range = PayloadDecoder(DeleteRange)
+decode_delete_range_reply = PayloadDecoder(DeleteRangeReply)
 decode_meta_read = PayloadDecoder(MetaRead)
 decode_meta_txn = PayloadDecoder(MetaTxn)
 decode_meta_txn_reply = PayloadDecoder(MetaTxnReply)

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from shardkv.errors import BatchTooLarge, OutcomeUnknown, RemoteProtocolError, ShardUnavailable
+from shardkv.errors import BatchTooLarge, InvalidArgument, OutcomeUnknown, RemoteProtocolError, ShardUnavailable
 from shardkv.topology.placement import place_keyspace
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
@@ -14,7 +14,7 @@ from shardkv.wire.messages import (
     decode_write,
     raw,
 )
-from shardkv_router.gathering import ReadGather, WriteGather, read_part, split_by_shard, write_part
+from shardkv_router.gathering import ReadGather, WriteGather, one_shard, read_part, split_by_shard, write_part
 
 VIEW = KeyspaceView(
     "default", "range", place_keyspace("default", "range", shards=1, split_at=[b"h", b"p"], nodes=["n"], first_id=1)
@@ -24,8 +24,8 @@ KEYS = [b"z", b"a", b"i", b"b", b"a"]
 
 def test_keys_go_to_their_shards_in_the_order_asked() -> None:
     assert split_by_shard(VIEW, KEYS) == [(1, [1, 3, 4]), (2, [2]), (3, [0])]
-    assert decode_read(read_part(KEYS, [1, 3, 4])).keys == [b"a", b"b", b"a"]
-    assert decode_read(read_part(KEYS, [2])) == Read([b"i"])
+    assert decode_read(read_part(Read(KEYS), [1, 3, 4])).keys == [b"a", b"b", b"a"]
+    assert decode_read(read_part(Read(KEYS), [2])) == Read([b"i"])
 
 
 def test_a_write_is_cut_with_its_columns() -> None:
@@ -99,3 +99,28 @@ def test_a_write_answered_with_nonsense_is_unknown_and_ends(answer: msgspec.Raw)
     (reply,) = answers
     assert list(reply.results) == [WriteResult.UNKNOWN, WriteResult.APPLIED]
     assert [(problem.shard, problem.code) for problem in reply.problems] == [(1, "outcome_unknown")]
+
+
+def test_versions_are_gathered_with_the_values() -> None:
+    answers: list[object] = []
+    assert decode_read(read_part(Read(KEYS, want_versions=True), [0])) == Read([b"z"], want_versions=True)
+    gather = ReadGather(3, 2, 1000, answers.append, versions=True)
+    gather.part([2])(raw(ReadReply([b"two"], [22])))
+    gather.part([0, 1])(raw(ReadReply([None, b"one"], [0, 11])))
+    assert answers == [ReadReply([None, b"one", b"two"], [0, 11, 22])]
+    for versions in (None, [1, 2]):
+        gather = ReadGather(1, 1, 1000, answers.append, versions=True)
+        gather.part([0])(raw(ReadReply([b"one"], versions)))
+        assert isinstance(answers[-1], RemoteProtocolError)
+
+
+def test_a_time_to_live_goes_with_every_part_of_a_write() -> None:
+    write = Write(None, None, 1, KEYS, [b"v"] * 5, False, 1234)
+    assert decode_write(write_part(write, [1, 3])).ttl_ms == 1234
+
+
+def test_a_write_with_conditions_keeps_to_one_shard() -> None:
+    assert one_shard(VIEW, [b"a", b"b"], [b"c"]) == 1
+    with pytest.raises(InvalidArgument, match=r"its keys are of 2: b'a' is of shard 1, b'z' is of shard 3\.") as caught:
+        one_shard(VIEW, [b"a", b"b"], [b"z"])
+    assert caught.value.detail == {"shards": [1, 3]}

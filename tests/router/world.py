@@ -26,6 +26,7 @@ from shardkv.wire.messages import Op, Page, Read, Request, Scan, Write, WriteRep
 from shardkv_router.forwarding import Forwarder, Part
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
+from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
 
 Answer = Callable[["Node", Connection, Request], None]
@@ -99,6 +100,7 @@ class RouterWorld:
         self.links = NodeLinks(me=lambda: me, limits=DEFAULT_LIMITS, clock=HybridClock(), on_usable=self._usable)
         self.forwarder = Forwarder(self.links, options)
         self.scanner = Scanner(self.links, self.forwarder, options)
+        self.ranges = Ranges(self.forwarder)
         self.loop = asyncio.get_running_loop()
         self.topology = Topology()
 

@@ -41,7 +41,7 @@ def test_what_is_encoded_is_decoded() -> None:
 
 def test_the_wire_is_plain_msgpack() -> None:
     body = encode_batch(5, [Request(1, Op.READ, 0, None, None, None, raw(Read([b"k"])))])
-    assert msgpack.unpackb(body) == [5, [[1, 10, 0, None, None, None, [[b"k"]]]]]
+    assert msgpack.unpackb(body) == [5, [[1, 10, 0, None, None, None, [[b"k"], False]]]]
 
 
 @pytest.mark.parametrize("bomb", [NIL_ARRAY_BOMB, NESTED], ids=["array of nil", "deep nesting"])
