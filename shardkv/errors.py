@@ -153,7 +153,8 @@ class Draining(UnavailableError):
 
 
 class DeadlineExceeded(ShardKVError):
-    """The deadline passed before an answer came, and nothing was changed by this call."""
+    """The deadline passed before an answer came, and nothing was changed by this call, but for what a call on many keys
+    counts in its `detail` (`applied`, `deleted`)."""
 
     code = "deadline_exceeded"
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias, TypeVar
 
 from shardkv.errors import InvalidArgument
+from shardkv.limits import TTL_MS_MAX
 from shardkv.transport.address import Address, parse_address
+from shardkv.whole_number import LEAST, MOST, in_range
 from shardkv.wire.messages import NAME_LENGTH_MAX
 from shardkv.write_batch import Text, pack_text
 
@@ -21,6 +23,7 @@ Decode: TypeAlias = Callable[[bytes], Out]
 DEFAULT_ADDRESS = "127.0.0.1:7400"
 DEFAULT_TIMEOUT_S = 5.0
 TIMEOUT_S_MAX = 7 * 24 * 3600.0
+VERSION_MAX = (1 << 64) - 1
 
 
 def to_column(values: Iterable[Text], what: str) -> list[bytes]:
@@ -54,6 +57,35 @@ def to_timeout_s(timeout: float | None, default: float) -> float:
             f"A timeout must be a number of seconds above 0 and at most {TIMEOUT_S_MAX:g}, not {timeout!r}."
         )
     return float(timeout)
+
+
+def to_ttl_ms(ttl: float | None) -> int | None:
+    """A time to live in seconds as milliseconds, at least 1; None: for good. Raises InvalidArgument."""
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= TTL_MS_MAX / 1000:
+        raise InvalidArgument(
+            f"A time to live must be a number of seconds above 0 and at most {TTL_MS_MAX // 1000}, not {ttl!r}.",
+            hint="Leave it out for a key that stays.",
+        )
+    return max(1, min(round(ttl * 1000), TTL_MS_MAX))
+
+
+def to_version(version: object) -> int:
+    """A version as `get` with `with_version` tells it, or 0: the key does not exist. Raises InvalidArgument."""
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= VERSION_MAX:
+        raise InvalidArgument(
+            f"A version is a whole number of at least 0, not {version!r}.",
+            hint="Take it from put, or from get with with_version.",
+        )
+    return version
+
+
+def to_amount(by: object) -> int:
+    """What `incr` adds. Raises InvalidArgument."""
+    if isinstance(by, bool) or not isinstance(by, int) or not in_range(by):
+        raise InvalidArgument(f"An amount to count by is a whole number from {LEAST} to {MOST}, not {by!r}.")
+    return by
 
 
 def to_keyspace(name: object) -> str:

@@ -28,6 +28,8 @@ from shardkv.errors import (
 )
 from shardkv.wire.messages import (
     OK,
+    Conditions,
+    Kind,
     Op,
     RawReply,
     Read,
@@ -108,20 +110,29 @@ class Call:
         self.state = State.FAILED
         self.error = self.error or DeadlineExceeded(f"No answer came within {timeout_s:g} s.")
 
+    def explained(self, error: ShardKVError) -> ShardKVError:
+        """The error this call failed with, as its caller is told: what was done before may be added."""
+        return error
+
     def _done(self) -> None:
         self.state = State.DONE
         self.error = None
 
 
 class ReadCall(Call):
-    """Values of keys. A reply that does not fit in a frame is asked for again in halves."""
+    """Values of keys, and with `want_versions` their versions (0 where there is no value).
 
-    __slots__ = ("_parts", "keys", "values")
+    A reply that does not fit in a frame is asked for again in halves.
+    """
 
-    def __init__(self, keys: list[bytes]) -> None:
-        super().__init__(Op.READ, raw(Read(keys)), decode_read_reply)
+    __slots__ = ("_parts", "_want_versions", "keys", "values", "versions")
+
+    def __init__(self, keys: list[bytes], *, want_versions: bool = False) -> None:
+        super().__init__(Op.READ, raw(Read(keys, want_versions)), decode_read_reply)
         self.keys = keys
         self.values: list[bytes | None] = []
+        self.versions: list[int] = []
+        self._want_versions = want_versions
         self._parts = [(0, len(keys))]
 
     def take(self, payload: msgspec.Raw) -> None:
@@ -129,6 +140,10 @@ class ReadCall(Call):
         start, stop = self._parts.pop()
         if len(reply.values) != stop - start:
             raise RemoteProtocolError(f"The reply has {len(reply.values)} values for {stop - start} keys.")
+        if self._want_versions:
+            if len(reply.versions or ()) != stop - start:
+                raise RemoteProtocolError("The reply to a read of versions does not have one for each key.")
+            self.versions += reply.versions or ()
         self.values += reply.values
         self.error = None
         if self._parts:
@@ -147,7 +162,7 @@ class ReadCall(Call):
 
     def _ask_next(self) -> None:
         start, stop = self._parts[-1]
-        self._payload = raw(Read(self.keys[start:stop]))
+        self._payload = raw(Read(self.keys[start:stop], self._want_versions))
 
 
 class PageCall(Call):
@@ -168,20 +183,33 @@ class PageCall(Call):
 
 
 class WriteCall(Call):
-    """Puts and deletes. `results` holds one WriteResult for each, in order; what was refused is sent again alone.
+    """Puts and deletes, or an incr. `results` holds one WriteResult for each, in order; what was refused is sent again
+    alone.
 
     The operations of one shard are applied or refused together, so sending the refused ones keeps shards atomic.
     `may_cut`: nothing need be atomic, so what the cluster finds too large is sent in halves.
     """
 
-    __slots__ = ("_later", "_may_cut", "_pending", "_write", "problems", "results")
+    __slots__ = ("_later", "_may_cut", "_pending", "_write", "number", "problems", "results", "version")
 
     def __init__(
-        self, kinds: int | bytes, keys: list[bytes], values: list[bytes], *, want_existed: bool, may_cut: bool = False
+        self,
+        kinds: int | bytes,
+        keys: list[bytes],
+        values: list[bytes],
+        *,
+        want_existed: bool,
+        may_cut: bool = False,
+        conditions: Conditions | None = None,
+        ttl_ms: int | None = None,
     ) -> None:
-        write = Write(None, None, kinds, keys, values, want_existed)
+        write = Write(None, conditions, kinds, keys, values, want_existed, ttl_ms)
         super().__init__(Op.WRITE, raw(write), decode_write_reply)
         self._write = write
+        self.version: int | None = None
+        """Of all operations, when one shard took them at once."""
+        self.number = 0
+        """What an incr came to."""
         self.results = bytearray([REFUSED]) * len(keys)
         self.problems: list[ShardProblem] = []
         self._may_cut = may_cut
@@ -194,6 +222,7 @@ class WriteCall(Call):
             raise RemoteProtocolError(f"The reply has {len(reply.results)} results for {len(self._pending)} writes.")
         if len(self._pending) == len(self.results):
             self.results[:] = reply.results
+            self._take_version(reply)
         else:
             for index, result in zip(self._pending, reply.results, strict=True):
                 self.results[index] = result
@@ -203,6 +232,15 @@ class WriteCall(Call):
             self._ask_for(self._later.pop())
         else:
             self._done()
+
+    def _take_version(self, reply: WriteReply) -> None:
+        self.version = reply.version
+        if reply.version is None and reply.results in (b"\0", b"\1"):
+            raise RemoteProtocolError("The reply to a write of one key does not tell its version.")
+        if self._write.kinds == Kind.INCR:
+            if reply.number is None:
+                raise RemoteProtocolError("The reply to an incr does not tell the sum.")
+            self.number = reply.number
 
     def _take_problems(self, problems: list[ShardProblem]) -> None:
         self.problems = problems
@@ -221,16 +259,13 @@ class WriteCall(Call):
         """Send these operations next."""
         self._pending = indexes
         write = self._write
-        self._payload = raw(
-            Write(
-                None,
-                None,
-                write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes)),
-                [write.keys[index] for index in indexes],
-                [write.values[index] for index in indexes],
-                write.want_existed,
-            )
+        part = msgspec.structs.replace(
+            write,
+            kinds=write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes)),
+            keys=[write.keys[index] for index in indexes],
+            values=[write.values[index] for index in indexes],
         )
+        self._payload = raw(part)
 
     def refuse(self, error: ShardKVError) -> None:
         if self._may_cut and isinstance(error, BatchTooLarge) and len(self._pending) > 1:
@@ -288,7 +323,7 @@ def raise_failure(calls: Sequence[Call]) -> None:
         return
     error = _worst(errors)
     writes = [call for call in calls if isinstance(call, WriteCall)]
-    raise _with_counts(error, writes) if writes else error
+    raise _with_counts(error, writes) if writes else calls[0].explained(error)
 
 
 def _worst(errors: Sequence[ShardKVError]) -> ShardKVError:

@@ -13,12 +13,15 @@ from dataclasses import replace
 from itertools import accumulate, chain
 from typing import TypeVar
 
-from shardkv.client.arguments import Decode, Out, to_column
+from shardkv.client.arguments import Decode, Out, to_amount, to_column, to_ttl_ms, to_version
 from shardkv.client.calls import EXISTED, Call, ReadCall, WriteCall
+from shardkv.client.deleting import DeleteRangeCall
+from shardkv.client.scan import check_limit, to_bounds
 from shardkv.errors import BatchTooLarge, InvalidArgument
 from shardkv.limits import MIB, Limits
+from shardkv.whole_number import format_number
 from shardkv.wire.checks import check_keys, check_values
-from shardkv.wire.messages import NOTHING, Kind, Op, decode_any
+from shardkv.wire.messages import NOTHING, Conditions, Count, Kind, Op, decode_any, decode_count_reply, raw
 from shardkv.write_batch import Text, WriteBatch, pack_text
 
 REQUEST_OPERATIONS = 1_000
@@ -28,30 +31,58 @@ WINDOW = 4
 OPERATION_OVERHEAD_BYTES = 12
 REQUEST_OVERHEAD_BYTES = 256
 
-PUT, DELETE = int(Kind.PUT), int(Kind.DELETE)
+PUT, DELETE, INCR = int(Kind.PUT), int(Kind.DELETE), int(Kind.INCR)
 
 Key = TypeVar("Key")
 
 
-def get(key: Text, limits: Limits) -> ReadCall:
+def get(key: Text, limits: Limits, *, with_version: bool = False) -> ReadCall:
     """Read one key."""
     keys = [pack_text(key, "key")]
     check_keys(keys, limits)
-    return ReadCall(keys)
+    return ReadCall(keys, want_versions=with_version)
 
 
-def put(key: Text, value: Text, limits: Limits) -> WriteCall:
+def put(
+    key: Text,
+    value: Text,
+    limits: Limits,
+    *,
+    ttl: float | None = None,
+    if_version: int | None = None,
+    if_absent: bool = False,
+) -> WriteCall:
     """Write one key."""
     keys, values = [pack_text(key, "key")], [pack_text(value, "value")]
     _check_columns(keys, values, limits)
-    return WriteCall(PUT, keys, values, want_existed=False)
+    if ttl is None and if_version is None and not if_absent:
+        return WriteCall(PUT, keys, values, want_existed=False)
+    conditions = _condition(keys, if_version, if_absent=if_absent)
+    return WriteCall(PUT, keys, values, want_existed=False, conditions=conditions, ttl_ms=to_ttl_ms(ttl))
 
 
-def delete(key: Text, limits: Limits) -> WriteCall:
+def delete(key: Text, limits: Limits, *, if_version: int | None = None) -> WriteCall:
     """Delete one key and learn whether it existed."""
     keys = [pack_text(key, "key")]
     check_keys(keys, limits)
-    return WriteCall(DELETE, keys, [b""], want_existed=True)
+    return WriteCall(DELETE, keys, [b""], want_existed=True, conditions=_condition(keys, if_version))
+
+
+def incr(key: Text, by: int, limits: Limits, *, ttl: float | None = None) -> WriteCall:
+    """Add to the number of one key; the sum is the call's `number`."""
+    keys = [pack_text(key, "key")]
+    check_keys(keys, limits)
+    return WriteCall(INCR, keys, [format_number(to_amount(by))], want_existed=False, ttl_ms=to_ttl_ms(ttl))
+
+
+def _condition(keys: list[bytes], if_version: int | None, *, if_absent: bool = False) -> Conditions | None:
+    if if_absent and if_version is not None:
+        raise InvalidArgument(
+            "A put takes if_absent or if_version, not both.", hint="A version of 0 means absent, too."
+        )
+    if if_absent:
+        return Conditions(keys, [0])
+    return None if if_version is None else Conditions(keys, [to_version(if_version)])
 
 
 def listed(keys: Iterable[Key]) -> list[Key]:
@@ -61,24 +92,28 @@ def listed(keys: Iterable[Key]) -> list[Key]:
     return list(keys)
 
 
-def get_many(keys: Sequence[str] | Sequence[bytes], limits: Limits) -> list[ReadCall]:
-    """Read many keys; `by_key` puts the answers together."""
+def get_many(keys: Sequence[str] | Sequence[bytes], limits: Limits, *, with_version: bool = False) -> list[ReadCall]:
+    """Read many keys; `by_key` or `versioned_by_key` puts the answers together."""
     column = to_column(keys, "key")
     _check_columns(column, [], limits)
-    return [ReadCall(column[part]) for part in _parts(column, [], limits)]
+    return [ReadCall(column[part], want_versions=with_version) for part in _parts(column, [], limits)]
 
 
-def put_many(mapping: Mapping[str, Text] | Mapping[bytes, Text], limits: Limits) -> list[WriteCall]:
+def put_many(
+    mapping: Mapping[str, Text] | Mapping[bytes, Text], limits: Limits, *, ttl: float | None = None
+) -> list[WriteCall]:
     """Write many keys; not atomic."""
     if not isinstance(mapping, Mapping):
         raise InvalidArgument(
             f"put_many takes a mapping of keys to values, not {type(mapping).__name__}.",
             hint="Use batch_put(keys, values) for two lists.",
         )
-    return batch_put(list(mapping), list(mapping.values()), limits)
+    return batch_put(list(mapping), list(mapping.values()), limits, ttl=ttl)
 
 
-def batch_put(keys: Sequence[Text], values: Sequence[Text], limits: Limits) -> list[WriteCall]:
+def batch_put(
+    keys: Sequence[Text], values: Sequence[Text], limits: Limits, *, ttl: float | None = None
+) -> list[WriteCall]:
     """Write many keys; not atomic. The last value wins when a key comes twice."""
     key_column, value_column = to_column(keys, "key"), to_column(values, "value")
     if len(key_column) != len(value_column):
@@ -87,8 +122,9 @@ def batch_put(keys: Sequence[Text], values: Sequence[Text], limits: Limits) -> l
     if len(unique) < len(key_column):
         key_column, value_column = list(unique), list(unique.values())
     _check_columns(key_column, value_column, limits)
+    ttl_ms = to_ttl_ms(ttl)
     return [
-        WriteCall(PUT, key_column[part], value_column[part], want_existed=False, may_cut=True)
+        WriteCall(PUT, key_column[part], value_column[part], want_existed=False, may_cut=True, ttl_ms=ttl_ms)
         for part in _parts(key_column, value_column, limits)
     ]
 
@@ -103,7 +139,9 @@ def delete_many(keys: Iterable[Text], limits: Limits) -> list[WriteCall]:
     ]
 
 
-def write(batch: WriteBatch, limits: Limits) -> list[WriteCall]:
+def write(
+    batch: WriteBatch, limits: Limits, *, if_versions: Mapping[str, int] | Mapping[bytes, int] | None = None
+) -> list[WriteCall]:
     """A batch as one request, atomic per shard; no call for an empty one. Raises BatchTooLarge."""
     if not isinstance(batch, WriteBatch):
         raise InvalidArgument(f"write takes a WriteBatch, not {type(batch).__name__}.")
@@ -119,7 +157,36 @@ def write(batch: WriteBatch, limits: Limits) -> list[WriteCall]:
             hint="Use several batches, or put_many and delete_many, which are cut as needed but are not atomic.",
         )
     _check_columns(keys, values, limits)
-    return [WriteCall(bytes(batch.kinds), keys, values, want_existed=False)]
+    conditions = _batch_conditions(if_versions, limits)
+    return [WriteCall(bytes(batch.kinds), keys, values, want_existed=False, conditions=conditions)]
+
+
+def _batch_conditions(if_versions: Mapping[str, int] | Mapping[bytes, int] | None, limits: Limits) -> Conditions | None:
+    if if_versions is None:
+        return None
+    if not isinstance(if_versions, Mapping):
+        raise InvalidArgument(f"if_versions is a mapping of keys to versions, not {type(if_versions).__name__}.")
+    keys = to_column(if_versions, "key")
+    check_keys(keys, limits)
+    return Conditions(keys, [to_version(version) for version in if_versions.values()]) if keys else None
+
+
+def count(start: Text, stop: Text | None, prefix: Text | None, limits: Limits) -> list[Call]:
+    """Count a range; no call for an empty one."""
+    low, high = to_bounds(start, stop, prefix, limits)
+    if high is not None and low >= high:
+        return []
+    return [Call(Op.COUNT, raw(Count(low, high)), decode_count_reply)]
+
+
+def delete_range(
+    start: Text, stop: Text | None, prefix: Text | None, limit: int | None, limits: Limits
+) -> list[DeleteRangeCall]:
+    """Delete a range, or the first keys of it; no call for an empty one."""
+    low, high = to_bounds(start, stop, prefix, limits)
+    if check_limit(limit) == 0 or (high is not None and low >= high):
+        return []
+    return [DeleteRangeCall(low, high, limit)]
 
 
 def ping() -> Call:
@@ -139,6 +206,17 @@ def by_key(keys: Sequence[Key], calls: Sequence[ReadCall], decode: Decode[Out]) 
     """What `get_many` returns: the values of its calls, by key as given, in order of asking."""
     values = chain.from_iterable(call.values for call in calls)
     return {key: None if value is None else decode(value) for key, value in zip(keys, values, strict=True)}
+
+
+def versioned_by_key(
+    keys: Sequence[Key], calls: Sequence[ReadCall], decode: Decode[Out]
+) -> dict[Key, tuple[Out, int] | None]:
+    """What `get_many` with versions returns."""
+    rows = chain.from_iterable(zip(call.values, call.versions, strict=True) for call in calls)
+    return {
+        key: None if value is None else (decode(value), version)
+        for key, (value, version) in zip(keys, rows, strict=True)
+    }
 
 
 def _check_columns(keys: list[bytes], values: list[bytes], limits: Limits) -> None:

@@ -171,7 +171,7 @@ def plan_scan(
 
     Raises InvalidRange, InvalidArgument.
     """
-    left, partial = _check_limit(limit), wants_partial(on_shard_error)
+    left, partial = check_limit(limit), wants_partial(on_shard_error)
     if cursor is not None:
         if start not in (b"", "") or stop is not None or prefix is not None or reverse:
             raise InvalidArgument(
@@ -180,9 +180,15 @@ def plan_scan(
             )
         rest = decode_cursor(cursor, keyspace=keyspace)
         low, high, reverse = rest.start, rest.stop, rest.reverse
-        return ScanPlan(
-            low, high, limit=left, reverse=reverse, keys_only=bool(keys_only), keyspace=keyspace, partial=partial
-        )
+    else:
+        low, high = to_bounds(start, stop, prefix, limits)
+    return ScanPlan(
+        low, high, limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace, partial=partial
+    )
+
+
+def to_bounds(start: Text, stop: Text | None, prefix: Text | None, limits: Limits) -> tuple[bytes, bytes | None]:
+    """[start, stop), within `prefix` when given; empty when its end is not after its start. Raises InvalidRange."""
     low = pack_text(start, "range start")
     high = None if stop is None else pack_text(stop, "range stop")
     check_range(low, high, limits)
@@ -192,9 +198,7 @@ def plan_scan(
         end = next_prefix(within)
         low = max(low, within)
         high = end if high is None else high if end is None else min(high, end)
-    return ScanPlan(
-        low, high, limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace, partial=partial
-    )
+    return low, high
 
 
 def plan_range(
@@ -203,11 +207,12 @@ def plan_range(
     """The plan of `get_range`: from `start` to `last`, both included."""
     low, high = pack_text(start, "range start"), pack_text(last, "range end")
     check_range(low, high, limits)
-    left = _check_limit(limit)
+    left = check_limit(limit)
     return ScanPlan(low, high + b"\0", limit=left, reverse=bool(reverse), keys_only=bool(keys_only), keyspace=keyspace)
 
 
-def _check_limit(limit: int | None) -> int | None:
+def check_limit(limit: int | None) -> int | None:
+    """Raises InvalidArgument for what is no number of rows."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
         raise InvalidArgument(f"A limit must be a whole number of rows, at least 0, not {limit!r}.")
     return limit

@@ -99,39 +99,98 @@ class Client(Generic[Out]):
 
     # One key
 
-    def put(self, key: Text, value: Text, *, timeout: float | None = None) -> None:
-        """Store `value` under `key`; when this returns, the write is acknowledged."""
-        self._run([requests.put(key, value, self._limits)], timeout)
+    def put(
+        self,
+        key: Text,
+        value: Text,
+        *,
+        ttl: float | None = None,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        timeout: float | None = None,
+    ) -> int:
+        """Store `value` under `key`; when this returns, the write is acknowledged. Returns its version.
 
-    def get(self, key: Text, *, timeout: float | None = None) -> Out | None:
-        """The value of `key`, None when there is none."""
-        call = requests.get(key, self._limits)
+        `ttl`: seconds, counted from when the node takes the write, after which the key reads as absent; without it
+        the key stays, also when what it replaces would have ended. `if_absent`: only if the key does not exist;
+        `if_version`: only if it has this version (0: does not exist), as `put`, or `get` with `with_version`, told it.
+        Raises ConditionFailed when it is otherwise, with the version `found` in its detail: nothing was written.
+        """
+        call = requests.put(key, value, self._limits, ttl=ttl, if_version=if_version, if_absent=if_absent)
+        self._run([call], timeout)
+        return cast(int, call.version)
+
+    @overload
+    def get(self, key: Text, *, with_version: Literal[False] = ..., timeout: float | None = ...) -> Out | None: ...
+    @overload
+    def get(self, key: Text, *, with_version: Literal[True], timeout: float | None = ...) -> tuple[Out, int] | None: ...
+    def get(
+        self, key: Text, *, with_version: bool = False, timeout: float | None = None
+    ) -> Out | tuple[Out, int] | None:
+        """The value of `key`, None when there is none. `with_version`: (value, version), see `put`."""
+        call = requests.get(key, self._limits, with_version=with_version)
         self._run([call], timeout)
         value = call.values[0]
-        return None if value is None else self._decode(value)
+        if value is None:
+            return None
+        return (self._decode(value), call.versions[0]) if with_version else self._decode(value)
 
-    def delete(self, key: Text, *, timeout: float | None = None) -> bool:
-        """Delete `key`. True when it existed."""
-        calls = [requests.delete(key, self._limits)]
+    def delete(self, key: Text, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+        """Delete `key`. True when it existed. `if_version`: only if it has this version, see `put`."""
+        calls = [requests.delete(key, self._limits, if_version=if_version)]
         self._run(calls, timeout)
         return requests.existed(calls) == 1
 
+    def incr(self, key: Text, by: int = 1, *, ttl: float | None = None, timeout: float | None = None) -> int:
+        """Add `by`, which may be negative, to the number stored under `key`, in one step; return the sum.
+
+        A number is decimal text of a signed 64-bit whole number, as `put(key, str(number))` stores it; a key that does
+        not exist counts from 0. The key ends `ttl` seconds from now; without `ttl` when it would have ended anyway.
+        Raises InvalidNumber when the value is no such number or the sum would be none. After OutcomeUnknown the number
+        may have been added or not: it is never sent again by itself.
+        """
+        call = requests.incr(key, by, self._limits, ttl=ttl)
+        self._run([call], timeout)
+        return call.number
+
     # Many keys
 
-    def put_many(self, mapping: Mapping[Key, Text], *, timeout: float | None = None) -> None:
+    def put_many(self, mapping: Mapping[Key, Text], *, ttl: float | None = None, timeout: float | None = None) -> None:
         """Store all pairs, in several requests when there are many. Not atomic: an error's `detail` says how many
-        were `applied`, `refused` and `unknown`, and for which `shards`."""
-        self._run(requests.put_many(mapping, self._limits), timeout)
+        were `applied`, `refused` and `unknown`, and for which `shards`. `ttl`: as in `put`, for all of them."""
+        self._run(requests.put_many(mapping, self._limits, ttl=ttl), timeout)
 
-    def batch_put(self, keys: Sequence[Text], values: Sequence[Text], *, timeout: float | None = None) -> None:
+    def batch_put(
+        self,
+        keys: Sequence[Text],
+        values: Sequence[Text],
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """`put_many` of two lists of the same length; the last value wins when a key comes twice."""
-        self._run(requests.batch_put(keys, values, self._limits), timeout)
+        self._run(requests.batch_put(keys, values, self._limits, ttl=ttl), timeout)
 
-    def get_many(self, keys: Iterable[Key], *, timeout: float | None = None) -> dict[Key, Out | None]:
-        """The values of `keys`, by key as given, in order of asking; None where there is none."""
+    @overload
+    def get_many(
+        self, keys: Iterable[Key], *, with_version: Literal[False] = ..., timeout: float | None = ...
+    ) -> dict[Key, Out | None]: ...
+    @overload
+    def get_many(
+        self, keys: Iterable[Key], *, with_version: Literal[True], timeout: float | None = ...
+    ) -> dict[Key, tuple[Out, int] | None]: ...
+    def get_many(
+        self, keys: Iterable[Key], *, with_version: bool = False, timeout: float | None = None
+    ) -> dict[Key, Out | None] | dict[Key, tuple[Out, int] | None]:
+        """The values of `keys`, by key as given, in order of asking; None where there is none.
+
+        `with_version`: (value, version) for each.
+        """
         asked = requests.listed(keys)
-        calls = requests.get_many(asked, self._limits)
+        calls = requests.get_many(asked, self._limits, with_version=with_version)
         self._run(calls, timeout)
+        if with_version:
+            return requests.versioned_by_key(asked, calls, self._decode)
         return requests.by_key(asked, calls, self._decode)
 
     def delete_many(self, keys: Iterable[Text], *, timeout: float | None = None) -> int:
@@ -140,17 +199,39 @@ class Client(Generic[Out]):
         self._run(calls, timeout)
         return requests.existed(calls)
 
-    def write(self, batch: WriteBatch, *, timeout: float | None = None) -> None:
-        """Apply a batch in one request, atomic per shard. Raises BatchTooLarge: it is never cut."""
-        self._run(requests.write(batch, self._limits), timeout)
+    def write(
+        self,
+        batch: WriteBatch,
+        *,
+        if_versions: Mapping[str, int] | Mapping[bytes, int] | None = None,
+        timeout: float | None = None,
+    ) -> int | None:
+        """Apply a batch in one request, atomic per shard. Raises BatchTooLarge: it is never cut.
+
+        `if_versions`: apply it only if each of these keys, in the batch or not, has this version (0: does not exist);
+        raises ConditionFailed otherwise. All keys must then be of one shard, for example by a common {tag}; else
+        InvalidArgument says which are not. Returns the version of its operations, None when several shards took part
+        or the batch is empty: then nothing is sent and no condition judged.
+        """
+        calls = requests.write(batch, self._limits, if_versions=if_versions)
+        self._run(calls, timeout)
+        return calls[0].version if calls else None
 
     @contextmanager
-    def batch(self, *, timeout: float | None = None) -> Iterator[WriteBatch]:
-        """Collect puts and deletes and apply them at exit, atomic per shard; an exception inside applies nothing."""
+    def batch(
+        self,
+        *,
+        if_versions: Mapping[str, int] | Mapping[bytes, int] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[WriteBatch]:
+        """Collect puts and deletes and apply them at exit, atomic per shard; an exception inside applies nothing.
+
+        `if_versions`: as in `write`.
+        """
         self._check_open()
         batch = WriteBatch()
         yield batch
-        self.write(batch, timeout=timeout)
+        self.write(batch, if_versions=if_versions, timeout=timeout)
 
     # Ranges
 
@@ -232,6 +313,43 @@ class Client(Generic[Out]):
             start, last, limit=limit, reverse=reverse, keys_only=False, keyspace=self.keyspace, limits=self._limits
         )
         return Scan(plan, self._pages(plan, timeout), pairs_of(self._decode))
+
+    def count(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """How many keys are in [start, stop); `prefix` narrows the range. The nodes count, within one timeout for all.
+
+        As with a scan, a key that is written or deleted meanwhile may be counted or not.
+        """
+        calls = requests.count(start, stop, prefix, self._limits)
+        self._run(calls, timeout)
+        return sum(call.result.count for call in calls)
+
+    def delete_range(
+        self,
+        start: Text = b"",
+        stop: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Delete the keys of [start, stop), within `prefix`; return how many existed. Without a range: all keys.
+
+        `limit`: never more than so many, the first in a range keyspace, any in a hash keyspace. Not atomic: the nodes
+        delete in steps, within one timeout; a key that is written meanwhile may be deleted or not. An error's detail
+        says how many were `deleted` before it: call again to go on. When a node or router goes away meanwhile, steps
+        without an answer are repeated, and what they had deleted (a step is about 1,000 keys of a shard) is not
+        counted; with a `limit` they are not repeated and OutcomeUnknown is raised.
+        """
+        calls = requests.delete_range(start, stop, prefix, limit, self._limits)
+        self._run(calls, timeout)
+        return sum(call.deleted for call in calls)
 
     # The cluster
 

@@ -10,11 +10,16 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from shardkv.errors import ShardKVError, UnknownKeyspace
+from shardkv.errors import ConditionFailed, ShardKVError, UnknownKeyspace
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.server import Connection, Server, unknown_operation
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import (
+    Conditions,
+    Count,
+    CountReply,
+    DeleteRange,
+    DeleteRangeReply,
     Kind,
     Op,
     Page,
@@ -26,6 +31,8 @@ from shardkv.wire.messages import (
     Write,
     WriteReply,
     WriteResult,
+    decode_count,
+    decode_delete_range,
     decode_read,
     decode_scan,
     decode_write,
@@ -37,6 +44,11 @@ class DictRouter:
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self.store: dict[bytes, bytes] = {}
+        self.versions: dict[bytes, int] = {}
+        self.version = 0
+        """Of the newest write."""
+        self.writes: list[Write] = []
+        """As they were asked; times to live are not kept."""
         self.refusals: list[ShardKVError] = []
         """Raised, one for each of the next requests."""
         self.cut_after: Op | None = None
@@ -116,16 +128,49 @@ class DictRouter:
     def _answer(self, op: Op, request: Request) -> object:
         if op is Op.READ:
             read: Read = decode_read(request.payload)
-            return ReadReply([self.store.get(key) for key in read.keys])
+            versions = [self.versions.get(key, 0) for key in read.keys] if read.want_versions else None
+            return ReadReply([self.store.get(key) for key in read.keys], versions)
         if op is Op.WRITE:
             return self._write(decode_write(request.payload))
         if op is Op.SCAN:
             return self._scan(decode_scan(request.payload))
+        if op is Op.COUNT:
+            count: Count = decode_count(request.payload)
+            return CountReply(len(self._keys(count.start, count.stop)), None)
+        if op is Op.DELETE_RANGE:
+            return self._delete_range(decode_delete_range(request.payload))
         if op is Op.STATUS:
             return {"nodes": []}
         raise unknown_operation(op)
 
+    def _delete_range(self, asked: DeleteRange) -> DeleteRangeReply:
+        keys = self._keys(asked.start, asked.stop)
+        step = keys[: self.page_rows if asked.limit is None else min(asked.limit, self.page_rows)]
+        for key in step:
+            del self.store[key]
+            self.versions.pop(key, None)
+        return DeleteRangeReply(len(step), None if len(step) == len(keys) else step[-1] + b"\0")
+
+    def _keys(self, start: bytes, stop: bytes | None) -> list[bytes]:
+        return sorted(key for key in self.store if start <= key and (stop is None or key < stop))
+
+    def _check_conditions(self, conditions: Conditions) -> None:
+        for key, expected in zip(conditions.keys, conditions.versions, strict=True):
+            found = self.versions.get(key, 0)
+            if found != expected:
+                raise ConditionFailed(
+                    "It is not so.", detail={"key": key, "expected": expected, "found": found}, hint="Read again."
+                )
+
     def _write(self, write: Write) -> WriteReply:
+        self.writes.append(write)
+        if write.conditions is not None:
+            self._check_conditions(write.conditions)
+        self.version += 1
+        number = None
+        if write.kinds == Kind.INCR:
+            number = int(self.store.get(write.keys[0], b"0")) + int(write.values[0])
+            write = Write(None, None, Kind.PUT, write.keys, [b"%d" % number], False)
         results = bytearray()
         problems: dict[int, ShardProblem] = {}
         for index, (key, value) in enumerate(zip(write.keys, write.values, strict=True)):
@@ -140,9 +185,11 @@ class DictRouter:
             results.append(WriteResult.APPLIED_EXISTED if existed else WriteResult.APPLIED)
             if kind == Kind.PUT:
                 self.store[key] = value
+                self.versions[key] = self.version
             else:
                 self.store.pop(key, None)
-        return WriteReply(bytes(results), None, list(problems.values()))
+                self.versions.pop(key, None)
+        return WriteReply(bytes(results), self.version, list(problems.values()), number)
 
     def _scan(self, scan: Scan) -> Page:
         keys = sorted(

@@ -23,9 +23,9 @@ class BlockingAsync:
             return lambda *args, **options: BlockingScan(self._runner, found(*args, **options))
         return lambda *args, **options: self._runner.run(found(*args, **options))
 
-    def write_in_batch(self, fill: Any) -> None:
+    def write_in_batch(self, fill: Any, **options: Any) -> None:
         async def run() -> None:
-            async with self._db.batch() as batch:
+            async with self._db.batch(**options) as batch:
                 fill(batch)
 
         self._runner.run(run())
@@ -60,8 +60,8 @@ class BlockingScan:
 
 
 class Blocking(Client):
-    def write_in_batch(self, fill: Any) -> None:
-        with self.batch() as batch:
+    def write_in_batch(self, fill: Any, **options: Any) -> None:
+        with self.batch(**options) as batch:
             fill(batch)
 
 

@@ -14,6 +14,7 @@ from shardkv import (
     AsyncClient,
     Client,
     ClientClosed,
+    ConditionFailed,
     DeadlineExceeded,
     InvalidArgument,
     InvalidRange,
@@ -43,7 +44,7 @@ def test_both_have_the_same_names_and_arguments():
 
 def test_one_key(db):
     assert db.get("k") is None
-    assert db.put("k", "v1") is None
+    assert db.put("k", "v1") < db.put("k", "v2")
     db.put(b"k", b"v2")
     assert db.get("k") == b"v2"
     assert db.delete("k") is True
@@ -63,6 +64,138 @@ def test_many_keys(db):
     assert db.delete_many(["user:1001", "user:1003", "user:1001", "nope"]) == 2
     assert db.get_many([]) == {}
     assert db.delete_many(iter([])) == 0
+
+
+def test_compare_and_set(db, router):
+    first = db.put("k", "1", if_absent=True)
+    assert db.get("k", with_version=True) == (b"1", first)
+    assert db.get("none", with_version=True) is None
+    second = db.put("k", "2", if_version=first)
+    with pytest.raises(ConditionFailed) as caught:
+        db.put("k", "3", if_version=first)
+    detail = {"key": b"k", "expected": first, "found": second}
+    assert {name: caught.value.detail[name] for name in detail} == detail
+    with pytest.raises(ConditionFailed):
+        db.put("k", "3", if_absent=True)
+    with pytest.raises(ConditionFailed):
+        db.delete("k", if_version=first)
+    assert db.get_many(["none", "k"], with_version=True) == {"none": None, "k": (b"2", second)}
+    assert db.delete("k", if_version=second) is True
+    assert db.put("k", "4", if_version=0) > second
+    assert len(router.requests) == 10
+
+
+def test_a_batch_under_conditions(db, router):
+    seen = db.put("a", "1")
+
+    def fill(batch):
+        batch.put("b", "2")
+        batch.delete("a")
+
+    with pytest.raises(ConditionFailed):
+        db.write_in_batch(fill, if_versions={"a": seen, "b": 5})
+    assert router.store == {b"a": b"1"}
+    db.write_in_batch(fill, if_versions={b"a": seen, b"b": 0})
+    assert router.store == {b"b": b"2"}
+    batch = WriteBatch()
+    assert db.write(batch, if_versions={"a": 5}) is None
+    batch.put("c", "3")
+    assert db.write(batch, if_versions={}) == router.version
+    assert router.writes[-1].conditions is None
+
+
+def test_counting_with_incr(db, router):
+    assert db.incr("n") == 1
+    assert db.incr("n", 41) == 42
+    assert db.incr("n", by=-2, ttl=1.5) == 40
+    assert db.get("n") == b"40"
+    assert [(write.values, write.ttl_ms) for write in router.writes] == [
+        ([b"1"], None),
+        ([b"41"], None),
+        ([b"-2"], 1500),
+    ]
+
+
+def test_a_time_to_live_is_sent_in_milliseconds(db, router):
+    db.put("k", "v", ttl=2)
+    db.put("k", "v", ttl=0.0001)
+    db.put_many({"a": "1", "b": "2"}, ttl=0.25)
+    db.batch_put(["a"], ["1"], ttl=60)
+    db.put("k", "v")
+    assert [write.ttl_ms for write in router.writes] == [2000, 1, 250, 60_000, None]
+
+
+def test_ranges_are_counted_and_deleted(db, router):
+    router.store = {f"user:{number}".encode(): b"v" for number in range(1000, 1010)} | {b"other": b"v"}
+    router.page_rows = 3
+    assert db.count() == 11
+    assert db.count(prefix="user:") == 10
+    assert db.count("user:1002", "user:1005") == 3
+    assert db.count("x") == db.count("a", "a") == 0
+    assert db.delete_range("user:1002", "user:1006") == 4
+    assert db.delete_range(prefix="user:", limit=2) == 2
+    assert sorted(router.store) == [b"other", *[b"user:%d" % number for number in range(1006, 1010)]]
+    asked = len(router.requests)
+    assert db.delete_range(limit=0) == db.delete_range("a", "a") == db.count("b", prefix="a") == 0
+    assert len(router.requests) == asked
+    assert db.delete_range() == 5
+    assert not router.store
+
+
+def test_a_range_goes_on_over_another_connection(db, router):
+    router.store = {b"%d" % number: b"v" for number in range(10)}
+    router.page_rows = 4
+    router.cut_after = Op.DELETE_RANGE
+    assert db.delete_range() == 6, "what the lost answer told is not counted"
+    assert not router.store
+    router.store = {b"%d" % number: b"v" for number in range(10)}
+    router.cut_after = Op.COUNT
+    assert db.count() == 10
+    router.cut_after = Op.DELETE_RANGE
+    with pytest.raises(OutcomeUnknown) as caught:
+        db.delete_range(limit=5)
+    assert caught.value.detail["deleted"] == 0
+    assert len(router.store) == 6
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda db: db.put("k", "v", if_absent=True, if_version=1),
+        lambda db: db.put("k", "v", if_version=-1),
+        lambda db: db.put("k", "v", if_version="1"),
+        lambda db: db.put("k", "v", if_version=2**64),
+        lambda db: db.delete("k", if_version=True),
+        lambda db: db.put("k", "v", ttl=0),
+        lambda db: db.put("k", "v", ttl=-1),
+        lambda db: db.put("k", "v", ttl=True),
+        lambda db: db.put("k", "v", ttl="1"),
+        lambda db: db.put("k", "v", ttl=float("nan")),
+        lambda db: db.put("k", "v", ttl=float("inf")),
+        lambda db: db.put_many({"k": "v"}, ttl=0),
+        lambda db: db.incr("n", 1.0),
+        lambda db: db.incr("n", "1"),
+        lambda db: db.incr("n", True),
+        lambda db: db.incr("n", 2**63),
+        lambda db: db.incr("n", ttl=0),
+        lambda db: db.write_in_batch(lambda batch: batch.put("a", "1"), if_versions=["a"]),
+        lambda db: db.write_in_batch(lambda batch: batch.put("a", "1"), if_versions={"a": None}),
+        lambda db: db.delete_range(limit=-1),
+        lambda db: db.delete_range(limit=1.5),
+        lambda db: db.count(5),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(call, db, router):
+    with pytest.raises(InvalidArgument):
+        call(db)
+    assert not router.requests
+
+
+def test_a_range_the_wrong_way_round_is_neither_counted_nor_deleted(db, router):
+    for call in (db.count, db.delete_range):
+        with pytest.raises(InvalidRange):
+            call("b", "a")
+    assert not router.requests
 
 
 def test_more_keys_than_a_request_holds(db, router):

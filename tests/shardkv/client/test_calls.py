@@ -8,9 +8,11 @@ import pytest
 from shardkv.client.calls import Call, Lost, PageCall, ReadCall, State, WriteCall, raise_failure, settle
 from shardkv.errors import (
     BatchTooLarge,
+    ConditionFailed,
     DeadlineExceeded,
     InvalidArgument,
     OutcomeUnknown,
+    RemoteProtocolError,
     RouterUnavailable,
     ShardKVError,
     ShardUnavailable,
@@ -18,6 +20,7 @@ from shardkv.errors import (
 )
 from shardkv.wire.messages import (
     OK,
+    Conditions,
     ErrorPayload,
     Page,
     RawReply,
@@ -83,7 +86,7 @@ def test_a_write_that_was_not_sent_is_sent_again():
     call = write(b"k")
     settle(call, Lost("Connection refused.", sent=False))
     assert call.state is State.WAITING
-    settle(call, answer(WriteReply(b"\0", None, [])))
+    settle(call, answer(WriteReply(b"\0", 7, [])))
     assert call.state is State.DONE
 
 
@@ -195,3 +198,51 @@ def test_a_call_that_could_not_be_sent_at_all():
     with pytest.raises(RouterUnavailable) as caught:
         raise_failure([call])
     assert caught.value.detail["refused"] == 1
+
+
+def test_an_answer_that_lacks_what_was_asked_for_leaves_a_write_in_doubt():
+    for call, reply in (
+        (write(b"k"), WriteReply(b"\0", None, [])),
+        (WriteCall(5, [b"n"], [b"1"], want_existed=False), WriteReply(b"\0", 7, [])),
+    ):
+        settle(call, answer(reply))
+        with pytest.raises(OutcomeUnknown, match="cannot be read"):
+            raise_failure([call])
+    call = ReadCall([b"k"], want_versions=True)
+    settle(call, answer(ReadReply([b"v"])))
+    with pytest.raises(RemoteProtocolError, match="does not have one for each key"):
+        raise_failure([call])
+
+
+def test_a_conditional_write_of_unknown_outcome_is_never_sent_again():
+    condition = Conditions([b"k"], [3])
+    for outcome, error in (
+        (Lost("The connection broke.", sent=True), OutcomeUnknown),
+        (refusal(OutcomeUnknown("Who knows.")), OutcomeUnknown),
+        (refusal(ConditionFailed("No.", detail={"expected": 3, "found": 4})), ConditionFailed),
+    ):
+        call = WriteCall(1, [b"k"], [b"v"], want_existed=False, conditions=condition)
+        settle(call, outcome)
+        assert call.state is State.FAILED
+        with pytest.raises(error):
+            raise_failure([call])
+    call = WriteCall(1, [b"k"], [b"v"], want_existed=False, conditions=condition, ttl_ms=5)
+    settle(call, refusal(ShardUnavailable("Away.")))
+    assert (sent(call, Write).conditions, sent(call, Write).ttl_ms) == (condition, 5)
+
+
+def test_versions_are_put_together_from_halves():
+    call = ReadCall([b"a", b"b"], want_versions=True)
+    settle(call, refusal(BatchTooLarge("Too much.")))
+    assert sent(call, Read) == Read([b"a"], want_versions=True)
+    settle(call, answer(ReadReply([b"1"], [11])))
+    settle(call, answer(ReadReply([None], [0])))
+    assert (call.values, call.versions, call.state) == ([b"1", None], [11, 0], State.DONE)
+
+
+def test_a_time_to_live_goes_with_what_is_sent_again():
+    call = WriteCall(1, [b"a", b"b"], [b"1", b"2"], want_existed=False, may_cut=True, ttl_ms=99)
+    settle(call, answer(WriteReply(bytes([0, 2]), None, [problem(4, ShardUnavailable("Away."))])))
+    assert (sent(call, Write).keys, sent(call, Write).ttl_ms) == ([b"b"], 99)
+    settle(call, answer(WriteReply(b"\0", 7, [])))
+    assert (call.state, call.version) == (State.DONE, None)
