@@ -23,8 +23,9 @@ class HybridClock:
 
     def tick(self, now_ms: int) -> int:
         """A new reading at wall time `now_ms`."""
-        self._last = max(self._last + 1, now_ms << COUNTER_BITS)
-        return self._last
+        reading, now = self._last + 1, now_ms << COUNTER_BITS
+        self._last = reading = now if now > reading else reading  # each put ticks, and max() costs twice as much
+        return reading
 
     def time_ms(self, now_ms: int) -> int:
         """Milliseconds since 1970 at wall time `now_ms`, never less than in any reading before."""

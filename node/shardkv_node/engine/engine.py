@@ -75,11 +75,11 @@ class Engine(Reader):
         with self._mutex:
             self._store = Store.open(directory, options, post=self._post, vfs=vfs)
             self._store.on_progress = self._progress.notify_all
-            self._commits = GroupCommit(self._store, self._mutex, self._progress)
             self._reads = self._store
             label_to_tablet = {label: number for number, label in self._store.tablets.items()}
             found = label_to_tablet.get(LABEL)
             self._tablet = self._store.create_tablet(LABEL) if found is None else found
+            self._commits = GroupCommit(self._store, self._tablet, self._mutex, self._progress)
 
     def __enter__(self) -> Engine:
         return self
@@ -106,6 +106,18 @@ class Engine(Reader):
         `if_version`: write only when the key does not exist, or has this version (0: does not exist).
         Raises `ConditionFailed` when it is otherwise.
         """
+        if (
+            type(key) is type(value) is bytes
+            and ttl_ms is None
+            and if_version is None
+            and not if_absent
+            and 0 < len(key) <= self._key_bytes_max
+            and len(value) <= self._value_bytes_max
+            and self._forks[0] == self._forks_seen
+        ):
+            version = self._commits.put(key, value)
+            if version:
+                return version
         packed = self._key(key)
         write = Write(self._tablet, [packed], PUT, [pack_value(value, self._value_bytes_max)])
         if ttl_ms is not None:

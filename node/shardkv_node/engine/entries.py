@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import msgspec
 
+WRITE = 1
+"""Type of a `WriteEntry`, for those who encode one as a plain tuple of its fields."""
+
 Token = tuple[bytes, int]
 """Idempotency token: (client id, request number)."""
 
 
-class WriteEntry(msgspec.Struct, array_like=True, tag=1, gc=False):
+class WriteEntry(msgspec.Struct, array_like=True, tag=WRITE, gc=False):
     """One write request: all its operations, or none, are in the store. Keys may repeat; the last one wins."""
 
     tablet: int

@@ -40,10 +40,12 @@ class _Turn:
 
 
 class GroupCommit:
-    """`mutex` guards the store; `progress`, a condition on it, is notified when background work ended."""
+    """`mutex` guards the store; `progress`, a condition on it, is notified when background work ended. `tablet`: where
+    `put` puts."""
 
-    def __init__(self, store: Store, mutex: threading.RLock, progress: threading.Condition) -> None:
+    def __init__(self, store: Store, tablet: int, mutex: threading.RLock, progress: threading.Condition) -> None:
         self._store = store
+        self._lane = store.quick_lane(tablet)
         self._mutex = mutex
         self._progress = progress
         self._quiet = threading.Condition(mutex)
@@ -52,6 +54,20 @@ class GroupCommit:
         self._pauses = 0
         self._closed = False
         self._interval = store.options.durability == "interval"
+
+    def put(self, key: bytes, value: bytes) -> int:
+        """Put one row, if that can be done at once and without a group. Returns its version, or 0: `submit` it.
+
+        Requires: the mutex is not held, and the sizes of key and value were checked. Raises `StorePoisoned`.
+        """
+        with self._mutex:
+            if self._leading or self._pauses or self._closed:
+                return 0
+            self._leading = True
+            try:
+                return self._lane.put(key, value)
+            finally:
+                self._leading = False
 
     def submit(self, write: Write) -> None:
         """See the write through, as leader or by waiting for one; raises its error. Requires: the mutex is not held."""

@@ -26,6 +26,7 @@ class Health:
         "_vfs",
         "background",
         "cause",
+        "on_poison",
     )
 
     def __init__(self, vfs: Vfs, directory: str, *, reserve_bytes: int, monotonic: Callable[[], float]) -> None:
@@ -39,6 +40,8 @@ class Health:
         """What poisoned the store."""
         self.background: StorageError | None = None
         """Why the last flush or compaction failed; None once one succeeded."""
+        self.on_poison: Callable[[], None] = lambda: None
+        """Called when the store was poisoned, once."""
 
     @property
     def poisoned(self) -> bool:
@@ -48,6 +51,7 @@ class Health:
         """Take no more writes, for good. Returns the error for the writes at hand; the first cause is kept."""
         if self.cause is None:
             self.cause = cause
+            self.on_poison()
         return self._poison_error()
 
     def refusal(self, *, stalled: bool) -> StorageError | None:

@@ -64,6 +64,8 @@ GROUP_CRC = struct.Struct("<I")
 GROUP_BYTES = GROUP.size + GROUP_CRC.size
 
 PLACE = struct.Struct("<QQ")
+PLACED_GROUP = struct.Struct("<QQIIQQI")
+"""PLACE and GROUP in one: what `header_crc` covers."""
 
 NO_SEGMENT = 0
 """Segments are numbered from 1."""

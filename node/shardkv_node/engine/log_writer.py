@@ -19,8 +19,7 @@ from shardkv.errors import InvalidArgument
 from shardkv_node.engine.filenames import tmp_path
 from shardkv_node.engine.log_format import (
     FORMAT_VERSION,
-    GROUP,
-    GROUP_CRC,
+    GROUP_BYTES,
     GROUP_MAGIC,
     HEADER,
     HEADER_CRC,
@@ -28,12 +27,14 @@ from shardkv_node.engine.log_format import (
     NO_SEGMENT,
     PAYLOAD_BYTES_MAX,
     PLACE,
+    PLACED_GROUP,
 )
 from shardkv_node.engine.vfs import Vfs, WritableFile
 
 _encode = msgspec.msgpack.Encoder().encode
 _crc = google_crc32c.value
-_extend_crc = google_crc32c.extend
+_pack_placed = PLACED_GROUP.pack
+_PLACE_BYTES = PLACE.size
 
 
 def file_header(magic: bytes, store_id: bytes, number: int, previous: tuple[int, int]) -> bytes:
@@ -42,22 +43,18 @@ def file_header(magic: bytes, store_id: bytes, number: int, previous: tuple[int,
     return head + HEADER_CRC.pack(_crc(head))
 
 
-def frame(payload: bytes, *, number: int, offset: int, hlc: int, synced_offset: int) -> bytes:
-    """The group that holds `payload` at `offset` of file `number`."""
-    head = GROUP.pack(GROUP_MAGIC, len(payload), hlc, synced_offset, _crc(payload) if payload else 0)
-    return head + GROUP_CRC.pack(_extend_crc(_crc(PLACE.pack(number, offset)), head)) + payload
-
-
 class LogWriter:
     """One open segment. `offset` is where the next group goes; `number` is the segment's."""
 
-    __slots__ = ("_file", "hlc", "number", "path", "synced_offset")
+    __slots__ = ("_file", "_write", "hlc", "number", "offset", "path", "synced_offset")
 
     def __init__(self, file: WritableFile, path: str, number: int, hlc: int) -> None:
         self._file = file
+        self._write = file.write
         self.path = path
         self.number = number
         self.hlc = hlc
+        self.offset = file.offset
         self.synced_offset = file.offset
 
     @classmethod
@@ -96,23 +93,23 @@ class LogWriter:
         writer.synced_offset = file.offset
         return writer
 
-    @property
-    def offset(self) -> int:
-        return self._file.offset
-
     def append(self, entries: Sequence[object], hlc: int) -> int:
-        """Write one group of entries with one call to the file; returns the offset of its end."""
+        """As `append_payload`, for a group of these entries."""
         return self.append_payload(_encode(entries), hlc)
 
     def append_payload(self, payload: bytes, hlc: int) -> int:
-        if len(payload) > PAYLOAD_BYTES_MAX:
+        """Write one group with one call to the file; returns the offset of its end."""
+        size = len(payload)
+        if size > PAYLOAD_BYTES_MAX:
             raise InvalidArgument(
-                f"A group of {len(payload)} bytes is over the {PAYLOAD_BYTES_MAX} the log allows. Write less at once."
+                f"A group of {size} bytes is over the {PAYLOAD_BYTES_MAX} the log allows. Write less at once."
             )
+        offset = self.offset
+        placed = _pack_placed(self.number, offset, GROUP_MAGIC, size, hlc, self.synced_offset, _crc(payload))
+        self._write(placed[_PLACE_BYTES:] + _crc(placed).to_bytes(4, "little") + payload)
         self.hlc = hlc
-        file = self._file
-        file.write(frame(payload, number=self.number, offset=file.offset, hlc=hlc, synced_offset=self.synced_offset))
-        return file.offset
+        self.offset = end = offset + GROUP_BYTES + size
+        return end
 
     def sync(self) -> None:
         """Make everything written so far durable. May run in another thread, beside nothing but reads."""

@@ -110,13 +110,19 @@ class Memtable:
         else:
             cells.update(zip(keys, pack_cells(kinds, version, expiries, values), strict=True))
         new = len(cells) - before
-        self.resident_bytes += sum(map(len, values)) + CELL_HEADER_BYTES * len(keys)
+        taken = sum(map(len, values)) + CELL_HEADER_BYTES * len(keys)
         if new:
-            self.resident_bytes += new * KEY_OVERHEAD_BYTES + sum(map(len, keys))
-            if self.ordered and len(cells) - self._fed >= RUN_KEYS:
+            taken += new * KEY_OVERHEAD_BYTES + sum(map(len, keys))
+        self.note_put(new, taken)
+
+    def note_put(self, new: int, taken: int) -> None:
+        """Count what was put into `cells`, so many of it `new` rows: the bytes `taken`, and the share of the order."""
+        self.resident_bytes += taken
+        if new:
+            if self.ordered and len(self.cells) - self._fed >= RUN_KEYS:
                 for _ in range(1 + new // RUN_KEYS):
                     self.feed_order()
-            if len(cells) >= PART_ROWS:
+            if len(self.cells) >= PART_ROWS:
                 self._end_part()
 
     def get(self, key: bytes) -> bytes | None:

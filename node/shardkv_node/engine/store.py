@@ -37,6 +37,7 @@ from shardkv_node.engine.maintenance import Generation, Maintenance
 from shardkv_node.engine.manifest import CreatedEdit, DroppedEdit
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
+from shardkv_node.engine.quick_lane import CREDIT_BYTES, QuickLane
 from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
 from shardkv_node.engine.scrub import Scrub
@@ -146,8 +147,10 @@ class Store(Reads):
         self._dismantler = Dismantler(post)
         self.backpressure = Backpressure(options, monotonic)
         self._writes = 0
+        self._quick: QuickLane | None = None
         self.closed = False
         self.health = Health(vfs, directory, reserve_bytes=options.disk_reserve_bytes, monotonic=monotonic)
+        self.health.on_poison = self._end_quick_puts
         self.maintenance = Maintenance(
             vfs,
             directory,
@@ -200,6 +203,7 @@ class Store(Reads):
         """Forget a tablet and delete its data; durable on return. Requires: no group in flight."""
         self._require_open()
         self._require_idle()
+        self._end_quick_puts()
         self._active_bytes -= self._tablet(number).active.resident_bytes
         self.maintenance.forget_tablet(number, DroppedEdit(number, (self._log.number, self._log.offset)))
 
@@ -217,7 +221,7 @@ class Store(Reads):
     @property
     def stalled(self) -> bool:
         """Writers must wait: flush or compaction is behind, and taking more would use memory or files without bound."""
-        frozen_full = len(self.maintenance.frozen) >= self.options.frozen_memtables_max and self._memtable_full
+        frozen_full = self._memtable_full and not self._may_freeze
         stalled = frozen_full or self.maintenance.most_level0_tables >= self.options.l0_stall_tables
         if stalled or self.backpressure.stalling:
             self.backpressure.note_stall(stalled=stalled)
@@ -247,6 +251,7 @@ class Store(Reads):
         if refusal is not None:
             raise refusal
         self._require_idle()
+        self._end_quick_puts()
         self._make_room()
         accepted, refused, entries = sequence(writes, self._tablets, self.term, self.time_ms)
         if entries:
@@ -279,6 +284,40 @@ class Store(Reads):
         for write in group.writes:
             if write.done is not None:
                 write.done(write)
+        if self._quick is not None and len(group.accepted) == 1 and len(group.accepted[0][0].keys) == 1:
+            self._grant_quick_puts(self._quick)
+
+    def quick_lane(self, tablet: int) -> QuickLane:
+        """A way in for single puts, open while the last group left room for more. For one tablet of a store.
+
+        Calls of the lane obey the duties of the owner, like those of the store: none while a group is in flight.
+        """
+        self._quick = QuickLane(self._tablet(tablet), self.term, self._log, self._clock, self._now_ms, self.health)
+        return self._quick
+
+    def _grant_quick_puts(self, lane: QuickLane) -> None:
+        """Let puts go on without the looks that `log_group` takes, for as long as these would find no obstacle."""
+        durability, bytes_max = self.options.durability, self.options.memtable_bytes_max
+        if self._syncing is not None and self._memtable_full and self._may_freeze:
+            bytes_max = bytes_max * 5 // 4  # as `_freeze_is_cheap` allows until that sync has ended
+        credit = min(CREDIT_BYTES, bytes_max - self._active_bytes, 2 * bytes_max - self._log.offset)
+        if not (
+            credit <= 0
+            or durability == "always"
+            or (durability == "interval" and self._syncing is None)
+            or self.maintenance.most_level0_tables >= self.options.l0_slow_tables
+            or self.health.background is not None
+            or self.write_refusal() is not None
+            or lane.watched
+        ):
+            lane.grant(self._log, credit)
+
+    def _end_quick_puts(self) -> None:
+        """Due before anything is looked at or changed that quick puts change, or depend on."""
+        if self._quick is not None:
+            puts, taken = self._quick.revoke()
+            self._writes += puts
+            self._active_bytes += taken
 
     def sync_group(self, group: Group, done: Callable[[StorageError | None], None]) -> None:
         """See the group synced as the durability mode asks, then call `done`, maybe before this returns.
@@ -327,6 +366,7 @@ class Store(Reads):
 
     def synced(self, target: SyncTarget) -> None:
         """A sync ended well: note it, and mark it in the log when nothing was written since."""
+        self._end_quick_puts()
         self._syncing = None
         log = target.log
         log.note_synced(target.offset)
@@ -353,6 +393,7 @@ class Store(Reads):
 
     def snapshot(self, tablets: Sequence[int]) -> StoreSnapshot:
         """These tablets as they are now, for reading; what is not applied yet is not in it. Close it after use."""
+        self._end_quick_puts()
         snapshot = StoreSnapshot(
             {number: self._tablet(number) for number in tablets},
             self.time_ms(),
@@ -377,6 +418,7 @@ class Store(Reads):
         if refusal is not None:
             raise refusal
         self._require_idle()
+        self._end_quick_puts()
         if self.memory_rows:
             self._freeze()
         else:
@@ -398,6 +440,7 @@ class Store(Reads):
 
     def stats(self) -> dict[str, int]:
         """Facts for people and metrics; plain ints."""
+        self._end_quick_puts()
         maintenance, counters = self.maintenance, self.maintenance.counters
         frozen_bytes = sum(generation.resident_bytes for generation in maintenance.frozen)
         found = {
@@ -448,6 +491,7 @@ class Store(Reads):
         if self.closed:
             return
         self.closed = True
+        self._end_quick_puts()
         try:
             self.stop_background()
             if not self.health.poisoned:
@@ -477,8 +521,12 @@ class Store(Reads):
         bytes_max = self.options.memtable_bytes_max
         return self._active_bytes >= bytes_max or self._log.offset >= 2 * bytes_max
 
+    @property
+    def _may_freeze(self) -> bool:
+        return len(self.maintenance.frozen) < self.options.frozen_memtables_max
+
     def _make_room(self) -> None:
-        if self._memtable_full and len(self.maintenance.frozen) < self.options.frozen_memtables_max:
+        if self._memtable_full and self._may_freeze:
             if self._freeze_is_cheap():
                 self._freeze()
         elif self.health.background is not None:

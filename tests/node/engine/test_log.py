@@ -12,7 +12,7 @@ from shardkv_node.engine import log_format
 from shardkv_node.engine.entries import Entry, WriteEntry
 from shardkv_node.engine.log_format import GROUP_BYTES, HEADER_BYTES
 from shardkv_node.engine.log_reader import ENTRY_DECODER, FileHeader, SegmentReader, check_identity, read_entries
-from shardkv_node.engine.log_writer import LogWriter, file_header, frame
+from shardkv_node.engine.log_writer import LogWriter, file_header
 from tests.node.engine.crash_vfs import CrashVfs
 
 STORE_ID = bytes(range(16))
@@ -189,10 +189,9 @@ def test_a_payload_with_a_right_checksum_and_wrong_content_is_corruption(payload
     log.append_payload(payload, 1)
     with pytest.raises(Corruption, match="no known entries"):
         list(read_entries(vfs, PATH))
-    group = frame(
-        msgspec.msgpack.encode([[1, 1, 1, 1, None, [b"a"], 1, 0, []]]), number=2, offset=56, hlc=1, synced_offset=0
-    )
-    vfs.replace(PATH, file_header(log_format.LOG_MAGIC, STORE_ID, 2, (1, 56)) + group)
+    vfs = CrashVfs()
+    log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2)
+    log.append_payload(msgspec.msgpack.encode([[1, 1, 1, 1, None, [b"a"], 1, 0, []]]), 1)
     with pytest.raises(Corruption, match="contradicts itself"):
         list(read_entries(vfs, PATH))
 
