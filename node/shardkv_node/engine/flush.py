@@ -11,11 +11,11 @@ from array import array
 from itertools import repeat
 from operator import itemgetter
 
-from shardkv_node.engine.columns import Columns, collapse, expand_u64, make_version, pack_u64
+from shardkv_node.engine.columns import NO_EXPIRY, Columns, collapse, expand_u64, make_version, pack_u64
 from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.entry_runs import WriteRun, read_runs
 from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.job import FlushJob, JobResult
-from shardkv_node.engine.log_reader import read_entries
 from shardkv_node.engine.merge import newest_rows
 from shardkv_node.engine.table_output import TableOutput
 from shardkv_node.engine.vfs import Vfs
@@ -47,16 +47,25 @@ def _gather(vfs: Vfs, job: FlushJob) -> dict[int, _TabletRows]:
     gathered: dict[int, _TabletRows] = {}
     superseded = frozenset(job.superseded_terms)
     for segment in job.segments:
-        for entry in read_entries(vfs, segment.path, end=segment.end):
-            if not isinstance(entry, WriteEntry) or entry.term in superseded:
+        for entry in read_runs(vfs, segment.path, end=segment.end):
+            if not isinstance(entry, WriteEntry | WriteRun) or entry.term in superseded:
                 continue
             wanted = job.tablets.get(entry.tablet)
-            if wanted is None or not wanted[0] < entry.seqno <= wanted[1]:
+            if wanted is None:
+                continue
+            if isinstance(entry, WriteRun):
+                entry.clip(*wanted)
+                if not entry.keys:
+                    continue
+            elif not wanted[0] < entry.seqno <= wanted[1]:
                 continue
             rows = gathered.get(entry.tablet)
             if rows is None:
                 rows = gathered[entry.tablet] = _TabletRows()
-            rows.add(entry)
+            if isinstance(entry, WriteRun):
+                rows.add_run(entry)
+            else:
+                rows.add(entry)
     return gathered
 
 
@@ -75,25 +84,25 @@ class _TabletRows:
 
     def add(self, entry: WriteEntry) -> None:
         n = len(entry.keys)
-        version = make_version(entry.term, entry.seqno)
         self._keys += entry.keys
         self._values += entry.values
-        if n == 1 and isinstance(entry.kinds, int) and isinstance(entry.expiries, int):
-            # Put by put is the most common log there is, and the only one where Python runs per row.
-            self._kinds.append(entry.kinds)
-            self._versions.append(version)
-            self._expiries.append(entry.expiries)
-        else:
-            self._add_columns(entry, version, n)
-        if len(self._keys) >= self._settle_at:
-            self._settle()
-
-    def _add_columns(self, entry: WriteEntry, version: int, n: int) -> None:
         self._kinds += bytes((entry.kinds,)) * n if isinstance(entry.kinds, int) else entry.kinds
-        self._versions.extend(repeat(version, n))
+        self._versions.extend(repeat(make_version(entry.term, entry.seqno), n))
         self._expiries.extend(
             repeat(entry.expiries, n) if isinstance(entry.expiries, int) else expand_u64(entry.expiries, n)
         )
+        if len(self._keys) >= self._settle_at:
+            self._settle()
+
+    def add_run(self, run: WriteRun) -> None:
+        n, version = len(run.keys), make_version(run.term, run.seqno)
+        self._keys += run.keys
+        self._values += run.values
+        self._kinds += bytes((run.kind,)) * n
+        self._versions.extend(range(version, version + n))
+        self._expiries.extend(repeat(NO_EXPIRY, n))
+        if len(self._keys) >= self._settle_at:
+            self._settle()
 
     def _settle(self) -> None:
         """Drop overwritten rows. Next time when there are twice as many rows: the cost per row stays constant."""

@@ -61,7 +61,9 @@ HEADER_BYTES = HEADER.size + HEADER_CRC.size
 
 GROUP = struct.Struct("<IIQQI")
 GROUP_CRC = struct.Struct("<I")
-GROUP_BYTES = GROUP.size + GROUP_CRC.size
+WHOLE_GROUP = struct.Struct("<IIQQII")
+"""GROUP and GROUP_CRC in one."""
+GROUP_BYTES = WHOLE_GROUP.size
 
 PLACE = struct.Struct("<QQ")
 PLACED_GROUP = struct.Struct("<QQIIQQI")

@@ -7,7 +7,8 @@ place; no group is ever skipped. Concretely, with the first bad byte at B:
   - in the last one, a readable group header behind B that claims bytes past B were synced makes it corruption;
   - otherwise the bytes from B on are a torn tail.
 
-It holds at most one group and one window of the file in memory.
+It holds at most one window of the file in memory, or one group if that is larger. Groups are read a window at once;
+what is not plainly in order there is looked at alone, and judged.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import google_crc32c
 import msgspec
 
 from shardkv.errors import Corruption, StoreMismatch, UnsupportedFormat
-from shardkv_node.engine import entries as log_entries
 from shardkv_node.engine.entries import Entry
 from shardkv_node.engine.log_format import (
     FORMAT_VERSION,
@@ -34,12 +34,17 @@ from shardkv_node.engine.log_format import (
     HEADER_CRC,
     LOG_MAGIC,
     PLACE,
+    PLACED_GROUP,
+    WHOLE_GROUP,
 )
 from shardkv_node.engine.vfs import ReadableFile, Vfs
 
-_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES = 1 << 17
+"""Of the file. With a larger one, what was decoded leaves the caches of the processor before it is used."""
 _crc = google_crc32c.value
 _extend_crc = google_crc32c.extend
+_unpack_group = WHOLE_GROUP.unpack_from
+_pack_placed = PLACED_GROUP.pack
 
 ENTRY_DECODER: msgspec.msgpack.Decoder[list[Entry]] = msgspec.msgpack.Decoder(list[Entry])
 
@@ -65,6 +70,21 @@ class Group:
     hlc: int
     synced_offset: int
     payload: bytes
+
+
+@dataclass(slots=True)
+class GroupRun:
+    """Readable groups, each directly behind the one before; one list per field of `Group`."""
+
+    offsets: list[int]
+    hlcs: list[int]
+    synced_offsets: list[int]
+    payloads: list[bytes]
+    end: int
+    """Of the last one."""
+
+    def ends(self) -> list[int]:
+        return [*self.offsets[1:], self.end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +144,31 @@ class SegmentReader(Generic[E]):
 
     def groups(self) -> Iterator[Group]:
         """The groups in order, sync marks included. Raises `Corruption`."""
+        for run in self.runs():
+            yield from map(Group, run.offsets, run.ends(), run.hlcs, run.synced_offsets, run.payloads)
+
+    def runs(self) -> Iterator[GroupRun]:
+        """As `groups`, as many at once as fit in a window. None is empty."""
         while self.valid_end < self._limit:
-            found = self._group_at(self.valid_end)
-            if isinstance(found, str):
-                self._judge(found)
-                return
-            self.valid_end = found.end
-            self.synced_end = max(self.synced_end, found.synced_offset)
-            yield found
+            run = self._run_at(self.valid_end)
+            if not run.offsets:
+                found = self._group_at(self.valid_end)
+                if isinstance(found, str):
+                    self._judge(found)
+                    return
+                run = GroupRun([found.offset], [found.hlc], [found.synced_offset], [found.payload], found.end)
+            self.valid_end = run.end
+            self.synced_end = max(self.synced_end, *run.synced_offsets)
+            yield run
+
+    def decode_run(self, run: GroupRun) -> list[list[E]]:
+        """As `decode` for each group."""
+        decode = self._decoder.decode
+        try:
+            return [decode(payload) if payload else [] for payload in run.payloads]
+        except msgspec.DecodeError:
+            groups = map(Group, run.offsets, run.ends(), run.hlcs, run.synced_offsets, run.payloads)
+            return list(map(self.decode, groups))  # raises, and says where
 
     def decode(self, group: Group) -> list[E]:
         """The entries of a group. Raises `Corruption` for a payload that passes its checksum and is no such list."""
@@ -145,6 +182,33 @@ class SegmentReader(Generic[E]):
                 expected="a msgpack array of entries",
                 got=str(error),
             ) from error
+
+    def _run_at(self, offset: int) -> GroupRun:
+        """The groups from `offset` on that lie in one window and pass every check; maybe none."""
+        window = self._read(offset, _WINDOW_BYTES)
+        number, length = self.header.number, len(window)
+        offsets: list[int] = []
+        hlcs: list[int] = []
+        claims: list[int] = []
+        payloads: list[bytes] = []
+        at = 0
+        while at + GROUP_BYTES <= length:
+            magic, payload_bytes, hlc, claim, payload_crc, header_crc = _unpack_group(window, at)
+            place, start = offset + at, at + GROUP_BYTES
+            end = start + payload_bytes
+            if magic != GROUP_MAGIC or claim > place or end > length:
+                break
+            if _crc(_pack_placed(number, place, magic, payload_bytes, hlc, claim, payload_crc)) != header_crc:
+                break
+            payload = window[start:end]
+            if _crc(payload) != payload_crc:
+                break
+            offsets.append(place)
+            hlcs.append(hlc)
+            claims.append(claim)
+            payloads.append(payload)
+            at = end
+        return GroupRun(offsets, hlcs, claims, payloads, offset + at)
 
     def _group_at(self, offset: int) -> Group | str:
         """The group at `offset`, or what is wrong with it."""
@@ -236,32 +300,3 @@ def check_identity(header: FileHeader, path: str, store_id: bytes, number: int) 
         )
     if header.number != number:
         raise Corruption("A file under another's name", path=path, offset=0, expected=number, got=header.number)
-
-
-def read_entries(vfs: Vfs, path: str, *, end: int | None = None) -> Iterator[Entry]:
-    """The entries of one segment in order, up to `end` (None: the last segment, up to its torn tail if it has one).
-
-    Raises `Corruption`. Holds one group in memory at a time.
-    """
-    reader: SegmentReader[Entry] = SegmentReader(vfs, path, decoder=ENTRY_DECODER, end=end)
-    try:
-        for group in reader.groups():
-            yield from checked_entries(reader, group)
-    finally:
-        reader.close()
-
-
-def checked_entries(reader: SegmentReader[Entry], group: Group) -> list[Entry]:
-    """The decoded entries of a group, their columns checked. Raises `Corruption`."""
-    found = reader.decode(group)
-    for entry in found:
-        problem = log_entries.shape_error(entry)
-        if problem is not None:
-            raise Corruption(
-                "A log entry contradicts itself",
-                path=reader.path,
-                offset=group.offset,
-                expected="n of each",
-                got=problem,
-            )
-    return found

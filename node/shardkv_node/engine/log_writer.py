@@ -10,7 +10,9 @@ It does not decide when to sync, and it never retries: after any error the calle
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
+from itertools import groupby
 
 import google_crc32c
 import msgspec
@@ -31,6 +33,12 @@ from shardkv_node.engine.log_format import (
 )
 from shardkv_node.engine.vfs import Vfs, WritableFile
 
+JOINED_PAYLOADS = 1024
+JOINED_PAYLOAD_BYTES = 4096
+"""At most so many payloads, of at most so many bytes each, become one: 4 MiB."""
+_FIXARRAY = 0x90
+_ARRAY32 = struct.Struct(">BI")
+
 _encode = msgspec.msgpack.Encoder().encode
 _crc = google_crc32c.value
 _pack_placed = PLACED_GROUP.pack
@@ -41,6 +49,29 @@ def file_header(magic: bytes, store_id: bytes, number: int, previous: tuple[int,
     """The first bytes of a segment or manifest."""
     head = HEADER.pack(magic, FORMAT_VERSION, store_id, number, *previous)
     return head + HEADER_CRC.pack(_crc(head))
+
+
+def join_payloads(payloads: Sequence[bytes]) -> list[bytes]:
+    """The same entries in the same order in fewer payloads; those of sync marks, which are empty, fall away.
+
+    For groups that become durable together: then it does not matter which entries share one.
+    """
+    joined: list[bytes] = []
+    for long, run in groupby(filter(None, payloads), key=_is_long):
+        if long:
+            joined += run
+            continue
+        few = list(run)
+        for low in range(0, len(few), JOINED_PAYLOADS):
+            part = few[low : low + JOINED_PAYLOADS]
+            count = sum(payload[0] - _FIXARRAY for payload in part)
+            joined.append(_ARRAY32.pack(0xDD, count) + b"".join([payload[1:] for payload in part]))
+    return joined
+
+
+def _is_long(payload: bytes) -> bool:
+    """Whether it is worth a group of its own, or does not begin as msgpack writes an array of up to 15."""
+    return len(payload) > JOINED_PAYLOAD_BYTES or not _FIXARRAY <= payload[0] <= _FIXARRAY + 15
 
 
 class LogWriter:

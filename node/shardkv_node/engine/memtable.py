@@ -101,14 +101,33 @@ class Memtable:
         """Take the operations of one write request, in order. Requires: a version above all before."""
         if self.newest_view is not None:
             self._save(self.newest_view.undo, keys)
+        if len(keys) == 1 and not expiries and isinstance(kinds, int):
+            packed = [bytes((kinds,)) + version.to_bytes(8, "big") + values[0]]
+        else:
+            packed = pack_cells(kinds, version, expiries, values)
+        self._put(keys, packed, values)
+
+    def apply_run(self, keys: list[bytes], kind: int, version: int, values: list[bytes]) -> None:
+        """Take write requests of one operation each, without expiry: the first has `version`, each further one 1 more.
+
+        Requires: a version above all before, and no view, which would have to be told.
+        """
+        stamp = kind << 64 | version
+        packed = [
+            header.to_bytes(CELL_HEADER_BYTES, "big") + value
+            for header, value in zip(range(stamp, stamp + len(values)), values, strict=True)
+        ]
+        self._put(keys, packed, values)
+
+    def _put(self, keys: Sequence[bytes], packed: list[bytes], values: Sequence[bytes]) -> None:
         cells = self.cells
         before = len(cells)
         if self.full_parts:
-            self._update_parts(keys, pack_cells(kinds, version, expiries, values))
-        elif len(keys) == 1 and not expiries and isinstance(kinds, int):
-            cells[keys[0]] = bytes((kinds,)) + version.to_bytes(8, "big") + values[0]
+            self._update_parts(keys, packed)
+        elif len(keys) == 1:
+            cells[keys[0]] = packed[0]
         else:
-            cells.update(zip(keys, pack_cells(kinds, version, expiries, values), strict=True))
+            cells.update(zip(keys, packed, strict=True))
         new = len(cells) - before
         taken = sum(map(len, values)) + CELL_HEADER_BYTES * len(keys)
         if new:

@@ -14,6 +14,7 @@ again, leads back to the same state. Damage raises `Corruption` and changes noth
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,18 +22,18 @@ from shardkv.errors import Corruption
 from shardkv_node.engine import filenames
 from shardkv_node.engine.columns import make_version
 from shardkv_node.engine.entries import Entry, WriteEntry
+from shardkv_node.engine.entry_runs import WriteRun, entry_runs
 from shardkv_node.engine.identity import STORE_ID_BYTES, create_store, make_directories, read_identity
 from shardkv_node.engine.log_format import NO_SEGMENT
 from shardkv_node.engine.log_reader import (
     ENTRY_DECODER,
     FileHeader,
-    Group,
+    GroupRun,
     SegmentReader,
     TornTail,
     check_identity,
-    checked_entries,
 )
-from shardkv_node.engine.log_writer import LogWriter
+from shardkv_node.engine.log_writer import LogWriter, join_payloads
 from shardkv_node.engine.manifest import ManifestState, ManifestWriter, manifest_numbers, read_current, read_manifest
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.vfs import Vfs
@@ -107,8 +108,9 @@ class Replay:
         self.memtables = {number: Memtable() for number in state.tablets}
         self.last_seqnos = {number: tablet.flushed_seqno for number, tablet in state.tablets.items()}
         self.segments: list[tuple[int, int]] = []
-        self.tail: list[Group] = []
-        """Groups of the last segment that are not known to be on disk."""
+        self.tail: list[bytes] = []
+        """Payloads of the groups of the last segment that are not known to be on disk."""
+        self._tail_ends: list[int] = []
         self.hlc = 0
         self.store_id = state.store_id
 
@@ -156,58 +158,80 @@ class Replay:
     def _replay_segment(self, number: int, successor: FileHeader | None) -> None:
         reader = self._open(number, None if successor is None else successor.previous_end)
         try:
-            for group in reader.groups():
-                self.hlc = max(self.hlc, group.hlc)
-                self._replay_group(reader, group)
+            for groups in reader.runs():
+                self.hlc = max(self.hlc, *groups.hlcs)
+                self._replay_groups(reader, groups)
                 if successor is None:
-                    self._note_tail(group, reader.synced_end)
+                    self._note_tail(groups, reader.synced_end)
         finally:
             reader.close()
         if reader.torn_tail is not None:
             self._report.torn_tails.append(reader.torn_tail)
         self.segments.append((number, reader.synced_end if successor is None else reader.valid_end))
 
-    def _note_tail(self, group: Group, synced_end: int) -> None:
-        if self.tail and self.tail[0].end <= synced_end:
-            self.tail = [earlier for earlier in self.tail if earlier.end > synced_end]
-        if group.payload:
-            self.tail.append(group)
+    def _note_tail(self, groups: GroupRun, synced_end: int) -> None:
+        self.tail += groups.payloads
+        self._tail_ends += groups.ends()
+        synced = bisect_right(self._tail_ends, synced_end)
+        del self.tail[:synced], self._tail_ends[:synced]
 
-    def _replay_group(self, reader: SegmentReader[Entry], group: Group) -> None:
-        for entry in checked_entries(reader, group):
-            if isinstance(entry, WriteEntry):
-                problem = self._replay_write(entry)
-                if problem is not None:
-                    expected, got = problem
-                    raise Corruption(
-                        "The log does not follow itself",
-                        path=reader.path,
-                        offset=group.offset,
-                        expected=expected,
-                        got=got,
-                    )
+    def _replay_groups(self, reader: SegmentReader[Entry], groups: GroupRun) -> None:
+        for offset, found in entry_runs(reader, groups):
+            if isinstance(found, WriteRun):
+                problem = self._replay_run(found)
+            elif isinstance(found, WriteEntry):
+                problem = self._replay_write(found)
+            else:
+                continue
+            if problem is not None:
+                expected, got = problem
+                raise Corruption(
+                    "The log does not follow itself", path=reader.path, offset=offset, expected=expected, got=got
+                )
 
     def _replay_write(self, entry: WriteEntry) -> tuple[str, str] | None:
         """Apply one write unless a table has it already. Returns (expected, got) for one that cannot be."""
-        number = entry.tablet
+        problem = self._misplaced(entry.tablet, entry.term, entry.seqno)
+        if problem is None and entry.tablet in self._state.tablets and self._is_new(entry.tablet, entry.seqno):
+            version = make_version(entry.term, entry.seqno)
+            self.memtables[entry.tablet].apply(entry.keys, entry.kinds, version, entry.values, entry.expiries)
+            self._report.writes_replayed += 1
+        return problem
+
+    def _replay_run(self, run: WriteRun) -> tuple[str, str] | None:
+        """As `_replay_write` for each of these writes."""
+        number = run.tablet
+        problem = self._misplaced(number, run.term, run.seqno)
+        last = run.seqno + len(run.keys) - 1
+        if problem is None and number in self._state.tablets and self._is_new(number, last):
+            old = max(0, self._state.tablets[number].flushed_seqno + 1 - run.seqno)
+            version = make_version(run.term, run.seqno + old)
+            self.memtables[number].apply_run(run.keys[old:], run.kind, version, run.values[old:])
+            self._report.writes_replayed += len(run.keys) - old
+        return problem
+
+    def _misplaced(self, number: int, term: int, seqno: int) -> tuple[str, str] | None:
+        """(expected, got) for a write that cannot stand here in the log."""
         if number >= self._state.next_tablet:
             return f"a tablet below {self._state.next_tablet}", f"tablet {number}"
-        if entry.term > self._state.term:
-            return f"a term up to {self._state.term}", f"term {entry.term}"
+        if term > self._state.term:
+            return f"a term up to {self._state.term}", f"term {term}"
         tablet = self._state.tablets.get(number)
         if tablet is None:
             return None  # dropped since
         last = self._seen.get(number)
-        if entry.seqno != last + 1 if last is not None else entry.seqno > tablet.flushed_seqno + 1:
+        if seqno != last + 1 if last is not None else seqno > tablet.flushed_seqno + 1:
             expected = tablet.flushed_seqno + 1 if last is None else last + 1
-            return f"seqno {expected} of tablet {number}", f"seqno {entry.seqno}"
-        self._seen[number] = entry.seqno
-        if entry.seqno > tablet.flushed_seqno:
-            self.last_seqnos[number] = entry.seqno
-            version = make_version(entry.term, entry.seqno)
-            self.memtables[number].apply(entry.keys, entry.kinds, version, entry.values, entry.expiries)
-            self._report.writes_replayed += 1
+            return f"seqno {expected} of tablet {number}", f"seqno {seqno}"
         return None
+
+    def _is_new(self, number: int, seqno: int) -> bool:
+        """Note the last write seen of a tablet that was not dropped; whether no table has it."""
+        self._seen[number] = seqno
+        if seqno <= self._state.tablets[number].flushed_seqno:
+            return False
+        self.last_seqnos[number] = seqno
+        return True
 
 
 def _continue_log(vfs: Vfs, directory: str, replay: Replay, hlc: int) -> LogWriter:
@@ -221,7 +245,7 @@ def _continue_log(vfs: Vfs, directory: str, replay: Replay, hlc: int) -> LogWrit
         store_id=replay.store_id,
         number=number,
         previous=previous,
-        payloads=[group.payload for group in replay.tail],
+        payloads=join_payloads(replay.tail),
         hlc=hlc,
     )
 

@@ -10,8 +10,9 @@ from shardkv.errors import Corruption, StoreMismatch, UnsupportedFormat
 from shardkv_node.engine import entries as log_entries
 from shardkv_node.engine import log_format
 from shardkv_node.engine.entries import Entry, WriteEntry
+from shardkv_node.engine.entry_runs import WriteRun, read_runs
 from shardkv_node.engine.log_format import GROUP_BYTES, HEADER_BYTES
-from shardkv_node.engine.log_reader import ENTRY_DECODER, FileHeader, SegmentReader, check_identity, read_entries
+from shardkv_node.engine.log_reader import ENTRY_DECODER, FileHeader, SegmentReader, check_identity
 from shardkv_node.engine.log_writer import LogWriter, file_header
 from tests.node.engine.crash_vfs import CrashVfs
 
@@ -83,7 +84,7 @@ def test_every_entry_type_is_read_back() -> None:
     vfs = CrashVfs()
     log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2)
     log.append(everything, 1)
-    assert list(read_entries(vfs, PATH)) == everything
+    assert list(read_runs(vfs, PATH)) == everything
     types = [msgspec.msgpack.decode(msgspec.msgpack.encode(entry))[0] for entry in everything]
     assert types == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -94,7 +95,8 @@ def test_groups_of_any_size_are_read_back(length: int) -> None:
     log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2)
     for seqno in range(1, 4):
         log.append([write_entry(seqno, value=b"v" * length)], seqno)
-    assert [len(entry.values[0]) for entry in read_entries(vfs, PATH) if isinstance(entry, WriteEntry)] == [length] * 3
+    runs = [run for run in read_runs(vfs, PATH) if isinstance(run, WriteRun | WriteEntry)]
+    assert [len(value) for run in runs for value in run.values] == [length] * 3
 
 
 def test_a_log_cut_at_any_byte_gives_the_whole_groups_before_and_reports_the_rest() -> None:
@@ -188,12 +190,12 @@ def test_a_payload_with_a_right_checksum_and_wrong_content_is_corruption(payload
     log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2)
     log.append_payload(payload, 1)
     with pytest.raises(Corruption, match="no known entries"):
-        list(read_entries(vfs, PATH))
+        list(read_runs(vfs, PATH))
     vfs = CrashVfs()
     log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2)
     log.append_payload(msgspec.msgpack.encode([[1, 1, 1, 1, None, [b"a"], 1, 0, []]]), 1)
     with pytest.raises(Corruption, match="contradicts itself"):
-        list(read_entries(vfs, PATH))
+        list(read_runs(vfs, PATH))
 
 
 def test_a_group_header_is_32_bytes() -> None:
