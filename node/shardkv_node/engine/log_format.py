@@ -17,8 +17,8 @@ Why it is so:
     is not a group.
   - `synced_offset` says how much of this file was on disk when the group was written. Bytes below it can be damaged,
     but never "not written yet": this is how a torn tail and a damaged file are told apart.
-  - A sync mark is a group without payload, appended after a sync when nothing else waits, so that the last group of
-    a quiet log is covered too.
+  - A sync mark is a group without payload, appended after a sync when nothing else comes for a moment, so that the
+    last group of a quiet log is covered too.
   - `previous_number` and `previous_end` chain the segments: the previous segment is valid up to `previous_end`, and
     what it may hold past it is void. 0 and 0 in the first segment, and always in a manifest.
   - A file gets its header before it gets its name (written as *.tmp, synced, renamed), so a bad header is never torn.

@@ -149,7 +149,7 @@ def test_a_run_of_an_unknown_tablet_or_term_is_refused(change: dict[str, int]) -
 @pytest.mark.parametrize("flushed", [0, 1, 7, 9, 10])
 def test_a_run_that_is_partly_in_tables_is_replayed_from_there(flushed: int) -> None:
     vfs = CrashVfs()
-    store = open_store(vfs, TINY.__class__(workers=0, disk_reserve_bytes=0))
+    store = open_store(vfs, TINY.__class__(workers=0, disk_reserve_bytes=0, scrub_bytes_per_s=0))
     tablet = store.create_tablet(b"t")
     lane_of = store.quick_lane(tablet)
     for n in range(10):
@@ -170,7 +170,7 @@ def test_a_run_that_is_partly_in_tables_is_replayed_from_there(flushed: int) -> 
 def test_an_unsynced_log_survives_one_crash_after_another() -> None:
     vfs, expected = CrashVfs(), {}
     for turn in range(4):
-        store = open_store(vfs, TINY.__class__(durability="os", workers=0, disk_reserve_bytes=0))
+        store = open_store(vfs, TINY.__class__(durability="os", workers=0, disk_reserve_bytes=0, scrub_bytes_per_s=0))
         tablet = next(iter(store.tablets), 0) or store.create_tablet(b"t")
         assert scan(store, tablet) == dict(sorted(expected.items()))
         for n in range(0, 100, 3):

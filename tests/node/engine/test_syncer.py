@@ -10,6 +10,7 @@ import pytest
 
 from shardkv.errors import StorageError
 from shardkv_node.engine.columns import PUT
+from shardkv_node.engine.log_format import GROUP_BYTES
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs
@@ -99,3 +100,47 @@ def test_a_segment_rolled_while_it_syncs_is_closed_afterwards() -> None:
     store.close()
     with pytest.raises(StorageError):
         store.get(tablet, b"k")
+
+
+def test_a_log_is_marked_once_it_is_quiet_and_not_between_two_puts() -> None:
+    store, posts, tablet = open_threaded(CrashVfs(), "always")
+
+    def put(key: bytes) -> None:
+        group = store.log_group([Write(tablet, [key], PUT, [b"v"])])
+        target = store.sync_target()
+        target.sync()
+        store.synced(target)
+        store.apply_group(group)
+
+    log = store._log
+    put(b"a")
+    first = log.offset
+    put(b"b")
+    size = log.offset - first
+    posts.get(timeout=10)()
+    assert log.offset == first + size, "not quiet: there was a put since the first sync"
+    posts.get(timeout=10)()
+    assert log.offset == first + size + GROUP_BYTES
+    assert posts.empty()
+    put(b"c")
+    posts.get(timeout=10)()
+    assert log.offset == first + 2 * (size + GROUP_BYTES)
+    store.close()
+
+
+def test_no_mark_is_written_over_a_group_that_is_not_synced_nor_after_a_poisoning() -> None:
+    store, posts, tablet = open_threaded(CrashVfs(), "always")
+    target = store.sync_target()
+    target.sync()
+    store.synced(target)
+    group = store.log_group([Write(tablet, [b"k"], PUT, [b"v"])])
+    posts.get(timeout=10)()
+    assert store._log.offset == group.end_offset
+    target = store.sync_target()
+    target.sync()
+    store.synced(target)
+    store.apply_group(group)
+    store.fail(OSError("a sync failed"))
+    posts.get(timeout=10)()
+    assert store._log.offset == group.end_offset
+    store.close()
