@@ -13,6 +13,8 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import add
 
 import msgspec
 
@@ -124,6 +126,11 @@ def collapse(column: bytes, width: int) -> int | bytes:
     first = column[:width]
     n = len(column) // width
     return int.from_bytes(first, "little") if n and first * n == column else column
+
+
+def row_ends(columns: Columns) -> list[int]:
+    """For each row, the bytes of the keys and values up to its end."""
+    return list(accumulate(map(add, map(len, columns.keys), map(len, columns.values))))
 
 
 def concat(parts: Sequence[Columns]) -> Columns:

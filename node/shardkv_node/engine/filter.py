@@ -32,12 +32,12 @@ def _bit_pairs() -> list[int]:
 def build(keys: Sequence[bytes], bits_per_key: int) -> array[int]:
     """The words of the filter over these keys; empty when there are no keys or no bits."""
     count = -(-len(keys) * bits_per_key // _WORD_BITS)
-    words = array("Q", bytes(8 * count))
+    words = [0] * count  # an array makes a new int at each look: a list is an eighth faster
     if count:
         pairs = _bit_pairs()
         for h in map(xxh3_64_intdigest, keys):
             words[(h >> 32) * count >> 32] |= pairs[h & 4095] | pairs[h >> 12 & 4095]
-    return words
+    return array("Q", words)
 
 
 def probe(key: bytes) -> tuple[int, int]:

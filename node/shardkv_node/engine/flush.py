@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from array import array
 from itertools import repeat
-from operator import itemgetter
 
-from shardkv_node.engine.columns import NO_EXPIRY, Columns, collapse, expand_u64, make_version, pack_u64
+from shardkv_node.engine.columns import (
+    NO_EXPIRY,
+    PUT,
+    Columns,
+    collapse,
+    expand_kinds,
+    expand_u64,
+    make_version,
+    pack_u64,
+)
 from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.entry_runs import WriteRun, read_runs
 from shardkv_node.engine.expiry import end_expired
@@ -76,33 +84,39 @@ class _TabletRows:
 
     def __init__(self) -> None:
         self._keys: list[bytes] = []
-        self._kinds = bytearray()
-        self._versions = array("Q")
-        self._expiries = array("Q")
         self._values: list[bytes] = []
+        self._versions = array("Q")
+        self._kinds: bytearray | None = None
+        """None, as `_expiries`: all rows so far are puts that never end, as in most logs."""
+        self._expiries = array("Q")
         self._settle_at = _SETTLE_ROWS
 
     def add(self, entry: WriteEntry) -> None:
         n = len(entry.keys)
+        if self._kinds is not None or entry.kinds != PUT or entry.expiries:
+            self._add_kinds(entry.kinds, entry.expiries, n)
         self._keys += entry.keys
         self._values += entry.values
-        self._kinds += bytes((entry.kinds,)) * n if isinstance(entry.kinds, int) else entry.kinds
         self._versions.extend(repeat(make_version(entry.term, entry.seqno), n))
-        self._expiries.extend(
-            repeat(entry.expiries, n) if isinstance(entry.expiries, int) else expand_u64(entry.expiries, n)
-        )
         if len(self._keys) >= self._settle_at:
             self._settle()
 
     def add_run(self, run: WriteRun) -> None:
         n, version = len(run.keys), make_version(run.term, run.seqno)
+        if self._kinds is not None or run.kind != PUT:
+            self._add_kinds(run.kind, NO_EXPIRY, n)
         self._keys += run.keys
         self._values += run.values
-        self._kinds += bytes((run.kind,)) * n
         self._versions.extend(range(version, version + n))
-        self._expiries.extend(repeat(NO_EXPIRY, n))
         if len(self._keys) >= self._settle_at:
             self._settle()
+
+    def _add_kinds(self, kinds: int | bytes, expiries: int | bytes, n: int) -> None:
+        if self._kinds is None:
+            self._kinds = bytearray((PUT,)) * len(self._keys)
+            self._expiries = array("Q", bytes(8 * len(self._keys)))
+        self._kinds += expand_kinds(kinds, n)
+        self._expiries.extend(expand_u64(expiries, n))
 
     def _settle(self) -> None:
         """Drop overwritten rows. Next time when there are twice as many rows: the cost per row stays constant."""
@@ -111,27 +125,25 @@ class _TabletRows:
             rows = list(newest.values())
             del newest
             self._keys = list(map(self._keys.__getitem__, rows))
-            self._kinds = bytearray(map(self._kinds.__getitem__, rows))
-            self._versions = array("Q", map(self._versions.__getitem__, rows))
-            self._expiries = array("Q", map(self._expiries.__getitem__, rows))
             self._values = list(map(self._values.__getitem__, rows))
+            self._versions = array("Q", map(self._versions.__getitem__, rows))
+            if self._kinds is not None:
+                self._kinds = bytearray(map(self._kinds.__getitem__, rows))
+                self._expiries = array("Q", map(self._expiries.__getitem__, rows))
         self._settle_at = max(_SETTLE_ROWS, 2 * len(self._keys))
 
     def write_to(self, output: TableOutput, tablet: int, now_ms: int) -> None:
         keys, rows = newest_rows(self._keys)
         self._keys = []
+        kinds, value, version = self._kinds, self._values.__getitem__, self._versions.__getitem__
         for low in range(0, len(keys), _WRITE_ROWS):
             picked = rows[low : low + _WRITE_ROWS]
-            if len(picked) == 1:
-                picked = picked * 2  # itemgetter of one index gives no tuple; the slices below drop the second
-            pick = itemgetter(*picked)
-            n = min(_WRITE_ROWS, len(keys) - low)
             columns = Columns(
-                keys[low : low + n],
-                collapse(bytes(pick(self._kinds)[:n]), 1),
-                collapse(pack_u64(pick(self._versions)[:n]), 8),
-                collapse(pack_u64(pick(self._expiries)[:n]), 8),
-                list(pick(self._values)[:n]),
+                keys[low : low + _WRITE_ROWS],
+                PUT if kinds is None else collapse(bytes(map(kinds.__getitem__, picked)), 1),
+                collapse(pack_u64(map(version, picked)), 8),
+                NO_EXPIRY if kinds is None else collapse(pack_u64(map(self._expiries.__getitem__, picked)), 8),
+                list(map(value, picked)),
             )
             output.add(tablet, end_expired(columns, now_ms))
         output.end_tablet()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import accumulate
-from operator import add
 
 from shardkv.errors import StorageError
-from shardkv_node.engine.columns import Columns
+from shardkv_node.engine.columns import Columns, row_ends
 from shardkv_node.engine.filenames import table_name
 from shardkv_node.engine.job import JobResult, TableOptions
 from shardkv_node.engine.open_files import OpenFiles
@@ -46,21 +45,26 @@ class TableOutput:
 
     def add(self, tablet: int, rows: Columns) -> None:
         """Rows of this tablet, ascending and above what was added for it before."""
-        ends = list(accumulate(map(add, map(len, rows.keys), map(len, rows.values))))
+        ends = row_ends(rows)
+        if not ends or ends[-1] <= self._piece_bytes:
+            self._add_piece(tablet, rows, ends)
+            return
         low, taken = 0, 0
         while low < len(ends):
             # In pieces, so that one large batch of large rows does not make one large table.
             high = max(low + 1, bisect_right(ends, taken + self._piece_bytes, low))
-            self._add_piece(tablet, rows if high - low == len(ends) else rows.slice(low, high))
+            self._add_piece(tablet, rows.slice(low, high), None)
             low, taken = high, ends[high - 1]
 
-    def _add_piece(self, tablet: int, rows: Columns) -> None:
+    def _add_piece(self, tablet: int, rows: Columns, ends: Sequence[int] | None) -> None:
+        if not rows.keys:
+            return
         if self._writer is None:
             path = os.path.join(self._directory, table_name(self._file_number, self._job_id))
             self._writer = TableWriter(self._vfs, path, tablet=tablet, options=self._options)
             self._file_number += 1
             self._tablet = tablet
-        self._writer.add(rows)
+        self._writer.add(rows, ends)
         if self._writer.stored_bytes >= self._options.table_bytes_max:
             self.end_tablet()
 

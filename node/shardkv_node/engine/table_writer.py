@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from itertools import accumulate
-from operator import add
+from collections.abc import Sequence
 
 import google_crc32c
 import msgspec
@@ -20,7 +19,7 @@ import msgspec
 from shardkv.errors import InvalidArgument
 from shardkv_node.engine import filter as key_filter
 from shardkv_node.engine.block import Compressor
-from shardkv_node.engine.columns import DELETE, EMPTY, Columns, collapse, concat, expand_u64
+from shardkv_node.engine.columns import DELETE, EMPTY, Columns, collapse, concat, expand_u64, row_ends
 from shardkv_node.engine.job import TableOptions
 from shardkv_node.engine.table_format import (
     PARTITION_BLOCKS,
@@ -69,6 +68,7 @@ class TableWriter:
         self._compressor = Compressor(options.codec)
         self._encode = msgspec.msgpack.Encoder().encode
         self._pending = EMPTY
+        self._pending_bytes = 0
         self._partition = _BlockList()
         self._partition_keys: list[bytes] = []
         self._top = _BlockList()
@@ -84,8 +84,8 @@ class TableWriter:
         """Bytes of the file so far, without the rows that do not fill a block yet."""
         self._file = vfs.create(path)
 
-    def add(self, columns: Columns) -> None:
-        """Add rows. Keys ascend and are greater than all added before."""
+    def add(self, columns: Columns, ends: Sequence[int] | None = None) -> None:
+        """Add rows. Keys ascend and are greater than all added before. `ends`: their `row_ends`, if at hand."""
         if not columns.keys:
             return
         if self._last_key is not None and columns.keys[0] <= self._last_key:
@@ -95,9 +95,9 @@ class TableWriter:
         if self._first_key is None:
             self._first_key = columns.keys[0]
         self._last_key = columns.keys[-1]
-        self._count_rows(columns)
-        rows = concat([self._pending, columns]) if self._pending.keys else columns
-        self._pending = self._write_full_blocks(rows)
+        ends = row_ends(columns) if ends is None else ends
+        self._count_rows(columns, ends[-1])
+        self._write_full_blocks(columns, ends)
 
     def finish(self) -> TableMeta:
         """Complete and sync the file. Requires: at least one row was added."""
@@ -137,8 +137,9 @@ class TableWriter:
         self._file.close()
         self._vfs.remove(self._path)
 
-    def _count_rows(self, columns: Columns) -> None:
+    def _count_rows(self, columns: Columns, raw_bytes: int) -> None:
         n = len(columns)
+        self._raw_bytes += raw_bytes
         kinds, expiries = columns.kinds, columns.expiries
         versions = expand_u64(columns.versions, 1 if isinstance(columns.versions, int) else n)
         low, high = min(versions), max(versions)
@@ -154,18 +155,21 @@ class TableWriter:
         else:
             self._expiring += n - array("Q", expiries).count(0)
 
-    def _write_full_blocks(self, rows: Columns) -> Columns:
-        """Write all blocks these rows fill; return the rows left over."""
-        block_bytes = self._options.block_bytes
-        ends = list(accumulate(map(add, map(len, rows.keys), map(len, rows.values))))
-        low, written = 0, 0
-        while ends[-1] - written >= block_bytes:
-            high = bisect_left(ends, written + block_bytes, low) + 1
-            self._write_data_block(rows.slice(low, high))
-            low, written = high, ends[high - 1]
-            if low == len(ends):
-                break
-        return rows.slice(low, len(ends)) if low else rows
+    def _write_full_blocks(self, rows: Columns, ends: Sequence[int]) -> None:
+        """Write all blocks that the rows left over and these fill; keep the rest of them."""
+        block_bytes, n = self._options.block_bytes, len(ends)
+        low, taken = 0, 0
+        while low < n and self._pending_bytes + ends[-1] - taken >= block_bytes:
+            high = bisect_left(ends, taken + block_bytes - self._pending_bytes, low) + 1
+            self._write_data_block(self._after_pending(rows.slice(low, high)))
+            self._pending, self._pending_bytes = EMPTY, 0
+            low, taken = high, ends[high - 1]
+        if low < n:
+            self._pending = self._after_pending(rows.slice(low, n) if low else rows)
+            self._pending_bytes += ends[-1] - taken
+
+    def _after_pending(self, rows: Columns) -> Columns:
+        return concat([self._pending, rows]) if self._pending.keys else rows
 
     def _write_data_block(self, rows: Columns) -> None:
         if not isinstance(rows.kinds, int):
@@ -174,7 +178,6 @@ class TableWriter:
             rows.versions = collapse(rows.versions, 8)
         if not isinstance(rows.expiries, int):
             rows.expiries = collapse(rows.expiries, 8)
-        self._raw_bytes += sum(map(len, rows.keys)) + sum(map(len, rows.values))
         offset = self.stored_bytes
         size = self._write_block(rows)
         self._partition.append(rows.keys[-1], offset, size)
@@ -201,7 +204,6 @@ class TableWriter:
         return len(block)
 
     def _write(self, data: bytes) -> None:
-        self._crc32c = google_crc32c.extend(self._crc32c, data)
         self._buffer.append(data)
         self.stored_bytes += len(data)
         self._buffered_bytes += len(data)
@@ -209,6 +211,8 @@ class TableWriter:
             self._write_out()
 
     def _write_out(self) -> None:
-        self._file.write(b"".join(self._buffer))
+        data = b"".join(self._buffer)
+        self._crc32c = google_crc32c.extend(self._crc32c, data)
+        self._file.write(data)
         self._buffer = []
         self._buffered_bytes = 0
