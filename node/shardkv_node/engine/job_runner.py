@@ -1,15 +1,14 @@
-"""`JobRunner`: runs jobs in worker processes and reports back to the owner of the store.
+"""`JobRunner`: runs jobs in a worker process and reports back to the owner of the store.
 
 Invariants:
   - every submitted job is answered exactly once through `post`, unless `close` came first: after `close` nothing is;
   - a worker that dies costs a retry under a new job id, so the outputs of two attempts never meet; those of the dead
     one are removed;
-  - at most `workers` flushes and as many other jobs run at a time, each kind in the order submitted: a flush has a
-    worker of its own, so that it never waits for a compaction, which may take minutes.
+  - one flush and one other job run at a time, each kind in the order submitted: a flush never waits for a compaction,
+    which may take minutes (the worker lets it overtake).
 
-A worker is started by the first job and ended after a while without one. It is a fresh Python (`subprocess`, never a
-fork): it inherits no descriptor, so no lock, and it ends by itself when this process dies, because its stdin closes.
-Each worker is fed by one daemon thread here, which does nothing but wait on pipes.
+The worker is started by the first job and ended after a while without one. Each kind of jobs has a daemon thread
+here, which does nothing but wait.
 """
 
 from __future__ import annotations
@@ -17,42 +16,36 @@ from __future__ import annotations
 import os
 import queue
 import secrets
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO, cast
 
 import msgspec
 
 from shardkv.errors import ShardKVError, StorageError
 from shardkv_node.engine.filenames import parse_table_name
-from shardkv_node.engine.job import FlushJob, Job, JobResult
+from shardkv_node.engine.job import FlushJob, Job
 from shardkv_node.engine.run_job import run
 from shardkv_node.engine.vfs import OsVfs, Vfs
-from shardkv_node.engine.worker_protocol import decode_reply, encode_job, read_message, write_message
+from shardkv_node.engine.worker_process import END_WAIT_S, WorkerProcess
+from shardkv_node.engine.worker_protocol import Outcome
 
 ATTEMPTS_MAX = 3
 RETRY_PAUSE_S = 0.2
 IDLE_S = 60.0
 """A worker without a job for so long is ended: it costs some 20 MB and starts in a tenth of a second."""
-_END_WAIT_S = 2.0
 
-Outcome = JobResult | ShardKVError
 Done = Callable[[Outcome], None]
 Post = Callable[[Callable[[], None]], None]
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "shardkv_node.engine.worker")
 
 
-_Jobs = queue.SimpleQueue[tuple[Job, Done] | None]
-
-
 class JobRunner:
     """`submit` jobs; `done(outcome)` comes back through `post`.
 
-    `workers` = 0 runs each job inside `submit`, on `vfs`. With workers `post` is called from another thread, and must
+    `workers` = 0 runs each job inside `submit`, on `vfs`. With 1 `post` is called from another thread, and must
     pass the call on to the owner of the store (an event loop's `call_soon_threadsafe`, a queue).
     """
 
@@ -68,44 +61,29 @@ class JobRunner:
     ) -> None:
         self._post = post
         self._vfs = vfs if vfs is not None else OsVfs()
-        self._closed = threading.Event()
-
-        def lane(jobs: _Jobs) -> _Lane:
-            return _Lane(jobs, post, self._closed, self._vfs, command, retry_pause_s, idle_s)
-
-        flushes, others = _Jobs(), _Jobs()
-        self._flush_lanes = [lane(flushes) for _ in range(workers)]
-        self._other_lanes = [lane(others) for _ in range(workers)]
+        self._worker = _Worker(command, self._vfs, retry_pause_s) if workers else None
+        self._lanes = {flushes: _Lane(self._worker, post, idle_s) for flushes in (True, False) if self._worker}
 
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now."""
-        return [pid for lane in self._lanes() if (pid := lane.pid) is not None]
+        pid = self._worker.pid if self._worker is not None else None
+        return [] if pid is None else [pid]
 
     def submit(self, job: Job, done: Done) -> None:
         """Run the job some time; `done` gets its result, or the error when it failed or no worker survived it."""
-        if self._closed.is_set():
-            return
-        lanes = self._flush_lanes if isinstance(job, FlushJob) else self._other_lanes
-        if not lanes:
+        if self._worker is None:
             outcome = _run_inline(self._vfs, job)
             self._post(lambda: done(outcome))
-            return
-        lanes[0].jobs.put((job, done))
-        for lane in lanes:
-            lane.start()
+        elif not self._worker.closed.is_set():
+            self._lanes[isinstance(job, FlushJob)].put(job, done)
 
     def close(self) -> None:
-        """End the workers, whatever they do, and wait for their end. Safe to call twice; returns within seconds."""
-        self._closed.set()
-        for lane in self._lanes():
-            lane.jobs.put(None)
-            lane.end_worker()
-        for lane in self._lanes():
+        """End the worker, whatever it does, and wait for its end. Safe to call twice; returns within seconds."""
+        if self._worker is not None:
+            self._worker.close()
+        for lane in self._lanes.values():
             lane.join()
-
-    def _lanes(self) -> list[_Lane]:
-        return [*self._flush_lanes, *self._other_lanes]
 
 
 def _run_inline(vfs: Vfs, job: Job) -> Outcome:
@@ -116,123 +94,131 @@ def _run_inline(vfs: Vfs, job: Job) -> Outcome:
 
 
 class _Lane:
-    """One worker process and the thread that feeds it. The lock guards `_process` against `close`."""
+    """Jobs that run one after the other, and the thread that sees them through."""
 
-    def __init__(
-        self,
-        jobs: _Jobs,
-        post: Post,
-        closed: threading.Event,
-        vfs: Vfs,
-        command: tuple[str, ...],
-        retry_pause_s: float,
-        idle_s: float,
-    ) -> None:
-        self.jobs = jobs
+    def __init__(self, worker: _Worker, post: Post, idle_s: float) -> None:
+        self._worker = worker
         self._post = post
-        self._closed = closed
-        self._vfs = vfs
-        self._command = command
-        self._retry_pause_s = retry_pause_s
         self._idle_s = idle_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[Job, Done] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+
+    def put(self, job: Job, done: Done) -> None:
+        self._jobs.put((job, done))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._feed, name="shardkv-worker-feed", daemon=True)
+            self._thread.start()
+
+    def join(self) -> None:
+        """Requires: the worker is closed."""
+        self._jobs.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(END_WAIT_S)
+
+    def _feed(self) -> None:
+        while not self._worker.closed.is_set():
+            try:
+                item = self._jobs.get(timeout=self._idle_s)
+            except queue.Empty:
+                self._worker.end_if_idle()
+                continue
+            if item is None:
+                return
+            job, done = item
+            outcome = self._worker.run(job)
+            if self._worker.closed.is_set():
+                return
+            self._post(_Answer(done, outcome))
+
+
+class _Worker:
+    """The worker process there is, if any, and the retries when it dies. Called by the threads of the lanes."""
+
+    def __init__(self, command: tuple[str, ...], vfs: Vfs, retry_pause_s: float) -> None:
+        self.closed = threading.Event()
+        self._command = command
+        self._vfs = vfs
+        self._retry_pause_s = retry_pause_s
+        self._lock = threading.Lock()
+        """Guards `_process`."""
+        self._process: WorkerProcess | None = None
 
     @property
     def pid(self) -> int | None:
         process = self._process
         return process.pid if process is not None else None
 
-    def start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._feed, name="shardkv-worker-feed", daemon=True)
-            self._thread.start()
-
-    def join(self) -> None:
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_END_WAIT_S)
-
-    def end_worker(self) -> None:
-        """Close the worker's stdin, which ends it; kill it when it does not go. Only ever the process started here."""
+    def close(self) -> None:
+        self.closed.set()
         with self._lock:
             process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(OSError):  # the worker may be gone already, and with it what was buffered for it
-            cast(BinaryIO, process.stdin).close()
-        try:
-            process.wait(_END_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        cast(BinaryIO, process.stdout).close()
+        if process is not None:
+            process.end()
 
-    def _feed(self) -> None:
-        while not self._closed.is_set():
-            try:
-                item = self.jobs.get(timeout=self._idle_s)
-            except queue.Empty:
-                self.end_worker()
-                continue
-            if item is None:
-                return
-            job, done = item
-            outcome = self._run(job)
-            if self._closed.is_set():
-                return
-            self._post(_Answer(done, outcome))
+    def end_if_idle(self) -> None:
+        process = self._process
+        if process is not None and process.end_if_idle():
+            self._forget(process)
 
-    def _run(self, job: Job) -> Outcome:
+    def run(self, job: Job) -> Outcome:
+        """The outcome of the job, after up to `ATTEMPTS_MAX` workers died of it."""
         problem = ""
         for attempt in range(ATTEMPTS_MAX):
             if attempt:
-                if self._closed.wait(self._retry_pause_s):
+                if self.closed.wait(self._retry_pause_s):
                     break
                 job = msgspec.structs.replace(job, job_id=secrets.token_hex(4))
-            try:
-                reply = self._ask(encode_job(job))
-            except (OSError, ValueError) as error:  # ValueError: `close` shut the pipe under our hands
-                problem = f"could not start or reach a worker ({error})"
-            else:
-                if reply is not None:
-                    return decode_reply(reply)
-                problem = f"the worker ended in the middle of the job ({self._how_it_ended()})"
-            self.end_worker()
-            if not self._closed.is_set():
-                _sweep(self._vfs, job)
+            found = self._attempt(job)
+            if not isinstance(found, str):
+                return found
+            problem = found
         return StorageError(
             f"A storage job failed {ATTEMPTS_MAX} times: {problem}.",
             detail={"job": type(job).__name__, "attempts": ATTEMPTS_MAX},
             hint="Look at the log for what ended the worker; memory is the usual cause.",
         )
 
-    def _ask(self, body: bytes) -> bytes | None:
-        """Send one job and wait for the answer; None when the worker died or the runner was closed."""
+    def _attempt(self, job: Job) -> Outcome | str:
+        """The outcome, or what went wrong with the worker; then nothing is left of the attempt."""
+        ended = ""
+        for _ in range(2):
+            try:
+                process = self._running()
+            except OSError as error:
+                return f"could not start a worker ({error})"
+            if process is None:
+                return "it was closed"
+            answer = process.submit(job)
+            if answer is not None:
+                break
+            self._forget(process)  # it died, or was ended because it had nothing to do, before this job: once more
+            ended = process.how_it_ended()
+        else:
+            return f"the worker ended before the job ({ended})"
+        outcome = answer.get()
+        if outcome is not None:
+            return outcome
+        problem = f"the worker ended in the middle of the job ({process.how_it_ended()})"
+        self._forget(process)
+        if not self.closed.is_set():
+            _sweep(self._vfs, job)
+        return problem
+
+    def _running(self) -> WorkerProcess | None:
+        """The process, started if there is none; None after `close`."""
         with self._lock:
-            if self._closed.is_set():
+            if self.closed.is_set():
                 return None
             if self._process is None:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    close_fds=True,
-                    start_new_session=True,
-                )
-            process = self._process
-        write_message(cast(BinaryIO, process.stdin), body)
-        return read_message(cast(BinaryIO, process.stdout))
+                self._process = WorkerProcess(self._command)
+            return self._process
 
-    def _how_it_ended(self) -> str:
-        process = self._process
-        if process is None:
-            return "it was told to"
-        try:
-            code = process.wait(_END_WAIT_S)
-        except subprocess.TimeoutExpired:
-            return "it closed its pipe"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _forget(self, process: WorkerProcess) -> None:
+        """The process is of no use any more. Only ever one started here; it is gone on return."""
+        with self._lock:
+            if self._process is process:
+                self._process = None
+        process.end()
 
 
 def _sweep(vfs: Vfs, job: Job) -> None:

@@ -26,7 +26,7 @@ from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.health import Health
 from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan, TableOptions
-from shardkv_node.engine.job_runner import JobRunner, Outcome
+from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.manifest import (
     DroppedEdit,
     Edit,
@@ -47,6 +47,7 @@ from shardkv_node.engine.table_output import TableOutput
 from shardkv_node.engine.table_reader import Table
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.vfs import Vfs
+from shardkv_node.engine.worker_protocol import Outcome
 
 _CODECS = {"none": CODEC_NONE, "lz4": CODEC_LZ4, "zstd": CODEC_ZSTD}
 _RETRY_PAUSE_S = 1.0

@@ -63,7 +63,7 @@ class Options:
     """Tables are re-read in the background at this rate, once an hour at most, and damage is reported. 0 turns it off.
     The default reads 86 GB a day; raise it when a store is larger than that."""
     workers: int = 1
-    """1: flushes run in a process of their own, and compactions in another. 0: inside the caller, which waits."""
+    """1: flushes and compactions run in a process of their own. 0: inside the caller, which waits."""
     key_bytes_max: int = 64 * KIB
     """Longest key."""
     value_bytes_max: int = 16 * MIB

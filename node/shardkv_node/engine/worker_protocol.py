@@ -2,11 +2,11 @@
 
     message  = length u32 LE | body                 the body is msgpack, at most MESSAGE_BYTES_MAX
     request  = one job (job.py): an array, its first element the type of job
-    reply    = [1, tables]                          done: JobResult
-             | [2, code, message, detail, hint]     failed: an error of the tree in shardkv.errors
+    reply    = [1, job_id, tables]                          done: JobResult
+             | [2, job_id, code, message, detail, hint]     failed: an error of the tree in shardkv.errors
 
-One reply per request, in order. The store closes its end to end the worker. Both ends are of the same release, so
-there is no version: a worker lives no longer than the process that started it.
+One reply per request, in any order: a flush overtakes a compaction. The store closes its end to end the worker. Both
+ends are of the same release, so there is no version: a worker lives no longer than the process that started it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 _LENGTH = struct.Struct("<I")
 
 
+Outcome = JobResult | ShardKVError
+
+
 class Done(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    job_id: str
     tables: dict[int, list[TableMeta]]
 
 
 class Failed(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    job_id: str
     code: str
     message: str
     detail: dict[str, Any]
@@ -48,21 +53,22 @@ def decode_job(body: bytes) -> Job:
     return _decode_job.decode(body)
 
 
-def encode_reply(outcome: JobResult | Exception) -> bytes:
+def encode_reply(job_id: str, outcome: JobResult | Exception) -> bytes:
     """An error that is not of the tree becomes a `StorageError` that names its type: a bug in a job."""
     if isinstance(outcome, JobResult):
-        return _encode(Done(outcome.tables))
+        return _encode(Done(job_id, outcome.tables))
     if isinstance(outcome, ShardKVError):
-        return _encode(Failed(outcome.code, outcome.message, outcome.detail, outcome.hint))
+        return _encode(Failed(job_id, outcome.code, outcome.message, outcome.detail, outcome.hint))
     message = f"A storage job failed with {type(outcome).__name__}: {outcome}."
-    return _encode(Failed(StorageError.code, message, {}, ""))
+    return _encode(Failed(job_id, StorageError.code, message, {}, ""))
 
 
-def decode_reply(body: bytes) -> JobResult | ShardKVError:
+def decode_reply(body: bytes) -> tuple[str, Outcome]:
+    """The id of the job and how it ended. Raises `msgspec.MsgspecError` for what is no reply."""
     reply = _decode_reply.decode(body)
     if isinstance(reply, Done):
-        return JobResult(reply.tables)
-    return from_wire(reply.code, reply.message, reply.detail, reply.hint)
+        return reply.job_id, JobResult(reply.tables)
+    return reply.job_id, from_wire(reply.code, reply.message, reply.detail, reply.hint)
 
 
 def write_message(pipe: BinaryIO, body: bytes) -> None:

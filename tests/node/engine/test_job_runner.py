@@ -18,10 +18,13 @@ import pytest
 
 from shardkv.errors import Corruption, StorageError
 from shardkv_node.engine import job_runner
-from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult
-from shardkv_node.engine.job_runner import JobRunner, Outcome
+from shardkv_node.engine.columns import PUT
+from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan
+from shardkv_node.engine.job_runner import JobRunner
+from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.vfs import OsVfs
-from shardkv_node.engine.worker_protocol import decode_job, decode_reply, encode_job, encode_reply
+from shardkv_node.engine.worker_protocol import Outcome, decode_job, decode_reply, encode_job, encode_reply
 from tests.node.engine.tables import open_table, options, read_all, write_table
 
 CRASH_ONCE = """
@@ -131,7 +134,70 @@ def test_a_flush_never_waits_behind_a_compaction(tmp_path: Path) -> None:
         )
         runner.submit(empty, owner.outcomes.append)
         assert owner.wait() == [JobResult({})]
-        assert len(runner.worker_pids) == 2
+        assert len(runner.worker_pids) == 1, "one process does both"
+
+
+def test_a_flush_in_the_middle_of_a_compaction_leaves_both_whole(tmp_path: Path) -> None:
+    owner = Owner()
+    log = LogWriter.create(OsVfs(), str(tmp_path / "log"), store_id=bytes(16), number=1)
+    log.append([WriteEntry(9, 1, 1, None, [b"k"], PUT, 0, [b"v"])], 1)
+    log.close()
+    compaction = some_job(tmp_path, rows=100_000)
+    size = compaction.runs[0][0].meta.size
+    compaction = msgspec.structs.replace(compaction, bytes_per_s=2 * size)
+    flush = FlushJob(
+        job_id="12345678",
+        output_directory=str(tmp_path / "out"),
+        file_number=1,
+        segments=[SegmentSpan(log.path)],
+        tablets={9: (0, 1)},
+        options=options(),
+    )
+    with running(owner) as runner:
+        runner.submit(compaction, owner.outcomes.append)
+        wait_until(lambda: bool(os.listdir(tmp_path / "out")))
+        runner.submit(flush, owner.outcomes.append)
+        first, second = owner.wait(2)
+    assert isinstance(first, JobResult) and isinstance(second, JobResult)
+    assert first.tables[9][0].count == 1, "the flush came in later and was done first"
+    assert second.tables[1][0].count == 100_000
+    for meta in (first.tables[9][0], second.tables[1][0]):
+        open_table(OsVfs(), str(tmp_path / "out" / meta.file_name), meta).verify()
+
+
+def test_both_jobs_of_a_worker_that_dies_are_done_again(tmp_path: Path) -> None:
+    owner = Owner()
+    compaction = some_job(tmp_path, rows=100_000)
+    slow = msgspec.structs.replace(compaction, bytes_per_s=2 * compaction.runs[0][0].meta.size)
+    flush = FlushJob(
+        job_id="12345678",
+        output_directory=str(tmp_path / "out"),
+        file_number=1,
+        segments=[],
+        tablets={},
+        options=options(),
+    )
+    with running(owner) as runner:
+        runner.submit(slow, owner.outcomes.append)
+        wait_until(lambda: bool(os.listdir(tmp_path / "out")))
+        (pid,) = runner.worker_pids
+        os.kill(pid, signal.SIGSTOP)
+        runner.submit(flush, owner.outcomes.append)
+        os.kill(pid, signal.SIGKILL)
+        first, second = owner.wait(2)
+        assert runner.worker_pids != [pid]
+    assert first == JobResult({}) and isinstance(second, JobResult)
+    (meta,) = second.tables[1]
+    assert meta.count == 100_000
+    assert os.listdir(tmp_path / "out") == [meta.file_name], "nothing is left of the first attempts"
+
+
+def test_a_worker_that_ends_before_its_first_job_is_an_error(tmp_path: Path) -> None:
+    owner = Owner()
+    with running(owner, (sys.executable, "-c", "import sys; sys.exit(4)")) as runner:
+        runner.submit(some_job(tmp_path), owner.outcomes.append)
+        outcome = owner.wait()[0]
+    assert isinstance(outcome, StorageError) and "exit code 4" in str(outcome)
 
 
 def test_a_compaction_keeps_to_its_rate(tmp_path: Path) -> None:
@@ -272,9 +338,9 @@ def test_jobs_and_answers_survive_the_pipe(tmp_path: Path) -> None:
     job = some_job(tmp_path)
     assert decode_job(encode_job(job)) == job
     result = JobResult({5: [job.runs[0][0].meta]})
-    assert decode_reply(encode_reply(result)) == result
-    bug = decode_reply(encode_reply(ZeroDivisionError("oops")))
-    assert type(bug) is StorageError and "ZeroDivisionError: oops" in str(bug)
+    assert decode_reply(encode_reply("0badcafe", result)) == ("0badcafe", result)
+    job_id, bug = decode_reply(encode_reply("0badcafe", ZeroDivisionError("oops")))
+    assert job_id == "0badcafe" and type(bug) is StorageError and "ZeroDivisionError: oops" in str(bug)
 
 
 @pytest.mark.parametrize("times", [2])
