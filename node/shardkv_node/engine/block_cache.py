@@ -84,10 +84,11 @@ class BlockCache:
             self.charged_bytes -= held[1]
             self._unlist(oldest)
 
-    def forget(self, base: int) -> None:
-        """Drop all blocks of the table with this base, at once: its file is closed or gone."""
-        for key in self._keys.pop(base, ()):
-            self.charged_bytes -= self._blocks.pop(key)[1]
+    def forget(self, base: int) -> list[Any]:
+        """Drop all blocks of the table with this base: its file is closed or gone. Returns them: freeing takes time."""
+        dropped = [self._blocks.pop(key) for key in self._keys.pop(base, ())]
+        self.charged_bytes -= sum(charge for _, charge in dropped)
+        return dropped
 
     def _unlist(self, key: int) -> None:
         keys = self._keys[key & _BASE_MASK]

@@ -21,6 +21,7 @@ from shardkv.hybrid_clock import COUNTER_BITS
 from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
 from shardkv_node.engine.block_cache import BlockCache
+from shardkv_node.engine.chores import Chores
 from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all, replaced
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
@@ -83,7 +84,8 @@ class Counters:
 
 
 class Maintenance:
-    """`clock` gives hybrid clock readings, `monotonic` seconds, `random_bytes(n)` bytes for job ids."""
+    """`clock` gives hybrid clock readings, `monotonic` seconds, `random_bytes(n)` bytes for job ids; `post` runs a
+    callable in the owner's context."""
 
     def __init__(
         self,
@@ -97,6 +99,8 @@ class Maintenance:
         health: Health,
         runner: JobRunner,
         dismantler: Dismantler,
+        chores: Chores,
+        post: Callable[[Callable[[], None]], None],
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
@@ -133,7 +137,12 @@ class Maintenance:
         self.cache = BlockCache(options.block_cache_bytes)
         self._row_caches = RowCaches(self.cache)
         self.files = TableFiles(
-            vfs, directory, self.cache, open_files_max=options.open_files_max, on_failure=self._note_unremoved
+            vfs,
+            directory,
+            self.cache,
+            chores,
+            open_files_max=options.open_files_max,
+            on_failure=lambda error: post(lambda: self._note_unremoved(error)),
         )
         self.frozen: deque[Generation] = deque()
         """Oldest first."""
@@ -303,7 +312,7 @@ class Maintenance:
         for number, memtable in generation.memtables.items():
             if number in self._tablets:
                 self._tablets[number].frozen.remove(memtable)
-                self._set_levels(number)
+                self._set_levels(number, newer=memtable)
                 self._dismantler.drop(memtable)
         for number in tables.keys() - self._tablets.keys():  # dropped while the job ran
             self.files.discard([table.meta.file_name for table in tables[number]])
@@ -439,12 +448,16 @@ class Maintenance:
         highest = max((name[0] for name in names if name is not None), default=0)
         return NumbersEdit(max(self._state.next_file, highest + 1), self._state.next_tablet)
 
-    def _set_levels(self, number: int) -> None:
+    def _set_levels(self, number: int, newer: Memtable | None = None) -> None:
+        """Give the tablet the tables of the manifest. `newer`: what they hold that they did not before."""
         levels = self._state.tablets[number].levels
         tablet = self._tablets[number]
         if tablet.rows is None:
             tablet.rows = self._row_caches.new()
-        tablet.set_levels(self.files.assign(number, levels))
+        if newer is not None:
+            for keys in newer.key_sets():
+                tablet.rows.forget(keys)
+        tablet.set_levels(self.files.assign(number, levels), keep_rows=True)
         self._count_level0()
 
     def _count_level0(self) -> None:

@@ -16,7 +16,7 @@ there step by step, and from then on each write feeds its share, so that no late
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, KeysView, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 PART_ROWS = 160_000
 """A part gets no new keys beyond this. CPython grows a dict of 16-byte keys at 87,000 rows in 5 ms, the next time, at
 175,000, in 10 ms, then 40 ms."""
-DISMANTLED_ROWS = 8192
-"""Rows freed in one step, in about 2 ms."""
+DISMANTLED_ROWS = 2048
+"""Rows freed in one step, in about half a millisecond."""
 CELL_HEADER_BYTES = 9
 EXPIRING_HEADER_BYTES = 17
 
@@ -143,6 +143,12 @@ class Memtable:
                     self.feed_order()
             if len(self.cells) >= PART_ROWS:
                 self._end_part()
+
+    def key_sets(self) -> Iterator[KeysView[bytes]]:
+        """All keys, in a few sets without one in common."""
+        yield self.cells.keys()
+        for part in self.full_parts:
+            yield part.keys()
 
     def get(self, key: bytes) -> bytes | None:
         """The cell of the key, or None when the memtable does not know it."""

@@ -12,6 +12,8 @@ one look-up in a dict.
 
 from __future__ import annotations
 
+from collections.abc import KeysView
+
 from shardkv_node.engine.block_cache import BlockCache
 
 SHARE = 4
@@ -89,6 +91,16 @@ class RowCache:
             self.young[key] = value
             self._young_bytes += size
 
+    def forget(self, keys: KeysView[bytes]) -> None:
+        """Drop the rows of these keys, those of them that are here: the tables say something newer now."""
+        sizes = []
+        for rows in (self.young, self._old):
+            found = rows.keys() & keys
+            sizes.append(sum(len(key) + len(rows.pop(key)) + ROW_OVERHEAD_BYTES for key in found))
+        self._young_bytes -= sizes[0]
+        self._old_bytes -= sizes[1]
+        self._shared.release(*sizes)
+
     def age(self) -> int:
         """Drop the old rows and make the young ones old. Returns the bytes dropped."""
         dropped = self._old_bytes
@@ -97,7 +109,7 @@ class RowCache:
         return dropped
 
     def clear(self) -> None:
-        """The tables say something else now."""
+        """The tables say something else now, nobody knows what."""
         self._shared.release(self._young_bytes, self._old_bytes)
         self.young, self._old = {}, {}
         self._young_bytes = self._old_bytes = 0

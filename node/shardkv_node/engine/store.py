@@ -27,6 +27,7 @@ from shardkv.errors import InvalidArgument, StorageError, StoreClosed
 from shardkv.hybrid_clock import HybridClock
 from shardkv_node.engine import filenames
 from shardkv_node.engine.backpressure import Backpressure
+from shardkv_node.engine.chores import InlineChores, ThreadChores
 from shardkv_node.engine.columns import TERM_MAX, make_version
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.health import Health
@@ -153,7 +154,8 @@ class Store(Reads):
         self._in_flight: Group | None = None
         self._syncing: LogWriter | None = None
         self._snapshots = 0
-        self._dismantler = Dismantler(post)
+        self._chores = ThreadChores() if options.workers else InlineChores()
+        self._dismantler = Dismantler(self._chores)
         self.backpressure = Backpressure(options, monotonic)
         self._writes = 0
         self._quick: QuickLane | None = None
@@ -170,6 +172,8 @@ class Store(Reads):
             health=self.health,
             runner=JobRunner(options.workers, post, vfs=vfs),
             dismantler=self._dismantler,
+            chores=self._chores,
+            post=post,
             clock=self._tick,
             monotonic=monotonic,
             random_bytes=random_bytes,
@@ -508,6 +512,7 @@ class Store(Reads):
         self._syncer.close()
         self._marker.close()
         self.scrub.close()
+        self._chores.close()
 
     def close(self) -> None:
         """Sync the log, end the workers, release the lock. Safe to call twice. Raises `StorageError` if the sync fails.

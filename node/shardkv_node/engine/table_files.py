@@ -10,25 +10,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from shardkv.errors import StorageError
 from shardkv_node.engine import filenames
 from shardkv_node.engine.block_cache import BlockCache
+from shardkv_node.engine.chores import Chores
 from shardkv_node.engine.clipped_table import ClippedTable, view
 from shardkv_node.engine.open_files import OpenFiles
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.table_reader import Table
 from shardkv_node.engine.vfs import Vfs
 
+_FREED_BLOCKS = 64
+"""Blocks freed in one step: some 6,000 objects, half a millisecond."""
+
 
 class TableFiles:
-    """`on_failure` is told of a file that could not be deleted; the next open sweeps it."""
+    """`on_failure` is told of a file that could not be deleted, from wherever chores run; the next open sweeps it."""
 
     def __init__(
         self,
         vfs: Vfs,
         directory: str,
         cache: BlockCache,
+        chores: Chores,
         *,
         open_files_max: int,
         on_failure: Callable[[StorageError], None],
@@ -36,6 +42,7 @@ class TableFiles:
         self._vfs = vfs
         self._directory = directory
         self._cache = cache
+        self._chores = chores
         self._files = OpenFiles(vfs, open_files_max)
         self._on_failure = on_failure
         self._tables: dict[str, Table] = {}
@@ -96,15 +103,26 @@ class TableFiles:
         """Close and delete files nobody uses."""
         for name in names:
             self._users.pop(name, None)
-            self._tables.pop(name).close()
+            self._free(self._tables.pop(name).close())
             self.remove(filenames.table_path(self._directory, name))
 
+    def _free(self, blocks: list[Any]) -> None:
+        def step() -> bool:
+            del blocks[-_FREED_BLOCKS:]
+            return bool(blocks)
+
+        self._chores.submit(step)
+
     def remove(self, path: str) -> None:
-        """Delete a file nothing needs any more; if the disk will not, the next open sweeps it."""
+        """Delete a file nothing needs any more, soon; if the disk will not, the next open sweeps it."""
+        self._chores.submit(lambda: self._remove(path))
+
+    def _remove(self, path: str) -> bool:
         try:
             self._vfs.remove(path)
         except StorageError as error:
             self._on_failure(error)
+        return False
 
     def points(self, meta: TableMeta) -> Iterable[tuple[bytes, int]]:
         """Where the bytes of a table in use lie, from its index (`Table.points`), without reading data."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import google_crc32c
 import msgspec
@@ -132,11 +132,10 @@ class Table:
         table._check_tail(footer.index_offset)
         return table
 
-    def close(self) -> None:
-        """Close the descriptor and give the memory of all cached blocks back."""
+    def close(self) -> list[Any]:
+        """Close the descriptor and drop all cached blocks. Returns those: freeing many takes time."""
         self._files.close(self.path)
-        if self._cache is not None:
-            self._cache.forget(self._cache_base)
+        return [] if self._cache is None else self._cache.forget(self._cache_base)
 
     def find(self, key: bytes) -> tuple[Columns, int] | None:
         """The block that holds the key and the row in it, deletes included; None when the key is not here."""

@@ -125,12 +125,12 @@ class Tablet:
         self.active = Memtable(ordered=frozen.ordered)
         return frozen
 
-    def set_levels(self, levels: Sequence[Sequence[Table | ClippedTable]]) -> None:
-        """Level 0 oldest first, the others in key order."""
+    def set_levels(self, levels: Sequence[Sequence[Table | ClippedTable]], *, keep_rows: bool = False) -> None:
+        """Level 0 oldest first, the others in key order. `keep_rows`: what is cached of them is still right."""
         self.level0 = list(levels[0]) if levels else []
         self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
         self._parts = (*reversed(self.level0), *self.sorted_levels)
-        if self.rows is not None:
+        if self.rows is not None and not keep_rows:
             self.rows.clear()
 
     def share_levels(self, other: Tablet) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shardkv_node.engine import key_runs
 from shardkv_node.engine import memtable as module
+from shardkv_node.engine.chores import InlineChores, Step
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING, Columns, pack_u64
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.memtable import Memtable, cell_value, cell_version
@@ -133,23 +134,23 @@ def test_no_call_does_more_than_its_share() -> None:
 
 
 def test_a_dropped_memtable_is_dismantled_in_slices_once_nobody_reads_it() -> None:
-    for inline in (True, False):
-        posted: list[Callable[[], None]] = []
-        dismantler = Dismantler(lambda call, inline=inline, posted=posted: call() if inline else posted.append(call))
-        first, second = Memtable(), Memtable()
-        for memtable in (first, second):
-            keys = [b"%06d" % n for n in range(50_000)]
-            memtable.apply(keys, PUT, 1, keys)
-        second.pins = 1
-        dismantler.drop(first)
-        dismantler.drop(second)
-        turns = 0
-        while posted:
-            turns += 1
-            posted.pop(0)()
-            assert len(posted) <= 1
-        assert len(first) == 0 and len(second) == 50_000 and (inline or turns > 5)
-        dismantler.unpin(second)
-        while posted:
-            posted.pop(0)()
-        assert len(second) == 0
+    steps: list[int] = []
+
+    class Counted(InlineChores):
+        def submit(self, step: Step) -> None:
+            steps.append(1)
+            while step():
+                steps[-1] += 1
+
+    dismantler = Dismantler(Counted())
+    first, second = Memtable(), Memtable()
+    for memtable in (first, second):
+        keys = [b"%06d" % n for n in range(50_000)]
+        memtable.apply(keys, PUT, 1, keys)
+    second.pins = 1
+    dismantler.drop(first)
+    dismantler.drop(second)
+    assert len(first) == 0 and len(second) == 50_000
+    assert len(steps) == 1 and steps[0] > 5
+    dismantler.unpin(second)
+    assert len(second) == 0
