@@ -109,6 +109,12 @@ def pick_all(
     )
     if deepest > 0 and not upper and settled:
         return None
+    return pick_part(levels, options, start, points)
+
+
+def pick_part(levels: Levels, options: PickerOptions, start: bytes, points: Points) -> CompactionTask | None:
+    """All tables of all levels, for keys from `start` up to where about `task_bytes_max` are read; None: no more."""
+    deepest = max((level for level, tables in enumerate(levels) if tables), default=0)
     runs = [_overlapping(levels, level, start, None) for level in range(deepest, 0, -1)]
     runs += [[table] for table in _overlapping(levels, 0, start, None)]
     runs = [run for run in runs if run]

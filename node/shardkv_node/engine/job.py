@@ -1,4 +1,4 @@
-"""Jobs: the heavy work of the engine as plain values (`FlushJob`, `CompactionJob`) and their result.
+"""Jobs: the heavy work of the engine as plain values (`FlushJob`, `CompactionJob`, `SplitJob`) and their result.
 
 A job names its inputs and outputs and nothing else, so that it can run in a worker process, inline, or again after
 a worker died. It never touches the manifest, the log or its inputs: only the result, once installed by the
@@ -80,6 +80,24 @@ class CompactionJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, 
     """A worker writes no faster than this; 0: as fast as it can."""
 
 
+class SplitJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=3):
+    """Merge a part of all tables of one tablet into tables of two others, by the hash token of the keys."""
+
+    job_id: str
+    output_directory: str
+    file_number: int
+    tablets: tuple[int, int]
+    """Where keys with a token below `token` go, and the others."""
+    token: int
+    runs: list[list[CompactionInput]]
+    """As in `CompactionJob`: all that the tablet has with keys in [start, stop)."""
+    options: TableOptions
+    now_ms: int = 0
+    start: bytes = b""
+    stop: bytes | None = None
+    bytes_per_s: int = 0
+
+
 Pause = Callable[[int], None]
 """Called by a long job every few hundred KiB with the bytes it has written so far."""
 
@@ -88,7 +106,7 @@ def no_pause(written_bytes: int) -> None:
     """Go on at once."""
 
 
-Job = FlushJob | CompactionJob
+Job = FlushJob | CompactionJob | SplitJob
 
 
 class JobResult(msgspec.Struct, array_like=True, frozen=True):

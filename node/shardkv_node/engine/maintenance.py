@@ -13,28 +13,38 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from shardkv.errors import Corruption, ShardKVError, StorageError
+from shardkv.errors import Corruption, ShardKVError, StorageError, StoreClosed
 from shardkv.hybrid_clock import COUNTER_BITS
 from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
 from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.chores import Chores
-from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all, replaced
+from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all, pick_part, replaced
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.health import Health
-from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan, TableOptions
+from shardkv_node.engine.job import (
+    CompactionInput,
+    CompactionJob,
+    FlushJob,
+    JobResult,
+    SegmentSpan,
+    SplitJob,
+    TableOptions,
+)
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.manifest import (
+    CreatedEdit,
     DroppedEdit,
     Edit,
     FlushedEdit,
     ManifestState,
     ManifestWriter,
     NumbersEdit,
+    Position,
     SegmentEdit,
     TablesEdit,
 )
@@ -151,6 +161,8 @@ class Maintenance:
         """Of any tablet; kept up to date by `_set_levels`, since every group asks for it."""
         self.on_progress: Callable[[], None] | None = None
         """Called after each job that ended, well or not."""
+        self.on_job_end: Callable[[], None] | None = None
+        """As `on_progress`, and before it: for the store itself."""
 
     # --- opening and closing ---
 
@@ -247,9 +259,34 @@ class Maintenance:
         except StorageError as error:
             raise self._health.poison(error) from error
 
-    def forget_tablet(self, number: int, edit: DroppedEdit) -> None:
-        """Commit the drop, then delete the tablet's tables."""
-        self.commit([edit])
+    def change_tablets(
+        self,
+        made: Sequence[tuple[Tablet, Sequence[Sequence[TableMeta]]]],
+        dropped: Sequence[int],
+        position: Position,
+        also: Sequence[Edit] = (),
+    ) -> None:
+        """Make these tablets with the levels they have, and drop those, by one group of edits; durable on return.
+
+        `position`: where the log is now. `also`: more edits of the group. The files of the tables made are open, and
+        those that nobody uses afterwards are deleted. Requires: a tablet made has all it holds in these tables.
+        """
+        edits: list[Edit] = []
+        for tablet, levels in made:
+            added = [(level, meta) for level, metas in enumerate(levels) for meta in metas]
+            edits.append(CreatedEdit(tablet.number, tablet.label, position))
+            edits += [TablesEdit(tablet.number, added, [])] if added else []
+            edits += [FlushedEdit(tablet.number, tablet.last_seqno)] if tablet.last_seqno else []
+        self.commit([*edits, *(DroppedEdit(number, position) for number in dropped), *also])
+        for tablet, _ in made:
+            self._tablets[tablet.number] = tablet
+            self._set_levels(tablet.number)
+            if any(number in self._compact_all for number in dropped):
+                self._compact_all[tablet.number] = b""
+        for number in dropped:
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
         tablet = self._tablets.pop(number)
         if tablet.rows is not None:
             self._row_caches.discard(tablet.rows)
@@ -375,10 +412,7 @@ class Maintenance:
             output_directory=filenames.table_directory(self._directory),
             file_number=self._state.next_file,
             tablet=number,
-            runs=[
-                [CompactionInput(filenames.table_path(self._directory, meta.file_name), meta) for meta in run]
-                for run in task.runs
-            ],
+            runs=self._inputs(task),
             drop_tombstones=task.bottommost,
             options=self._table_options(codec),
             now_ms=self._clock() >> COUNTER_BITS,
@@ -427,6 +461,70 @@ class Maintenance:
             self.counters.bytes_compacted += sum(table.meta.size for table in outputs)
         self._health.background = None
 
+    # --- splits ---
+
+    def pin_levels(self, number: int) -> list[list[TableMeta]]:
+        """The tablet's tables as they are; their files stay until `unpin_levels`."""
+        levels = [list(metas) for metas in self._state.tablets[number].levels]
+        self.files.pin({meta.file_name for metas in levels for meta in metas})
+        return levels
+
+    def unpin_levels(self, levels: Sequence[Sequence[TableMeta]]) -> None:
+        if not self._closed and not self._health.poisoned:  # else the next open sweeps what is left
+            self.files.unpin({meta.file_name for metas in levels for meta in metas})
+
+    def pick_part(self, levels: Sequence[Sequence[TableMeta]], start: bytes) -> CompactionTask | None:
+        """What one job reads of pinned levels, at keys from `start`; None: there is nothing more."""
+        return pick_part(levels, self._picker, start, self.files.points)
+
+    def submit_split(
+        self,
+        task: CompactionTask,
+        tablets: tuple[int, int],
+        token: int,
+        ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None],
+    ) -> None:
+        """Have a part of a tablet rewritten for two others; `ended` gets the new tables, open, or why there are none.
+
+        They are in no tablet yet: they wait for `change_tablets` or `discard_tables`.
+        """
+        job = SplitJob(
+            job_id=self._random_bytes(4).hex(),
+            output_directory=filenames.table_directory(self._directory),
+            file_number=self._state.next_file,
+            tablets=tablets,
+            token=token,
+            runs=self._inputs(task),
+            options=self._table_options(self._options.bottom_compression),
+            now_ms=self._clock() >> COUNTER_BITS,
+            start=task.start,
+            stop=task.stop,
+            bytes_per_s=self._options.compaction_bytes_per_s,
+        )
+        self._runner.submit(job, lambda outcome: self._split_part_ended(outcome, ended))
+
+    def _split_part_ended(
+        self, outcome: Outcome, ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None]
+    ) -> None:
+        if self._closed or self._health.poisoned:
+            ended(self._health.refusal(stalled=False) or StoreClosed(f"The store at {self._directory} is closed."))
+            return
+        try:
+            tables = self._open_outputs(outcome)
+        except ShardKVError as error:
+            ended(error)
+        else:
+            for run in tables.values():
+                self.files.adopt(run)
+            ended({number: [table.meta for table in run] for number, run in tables.items()})
+        if self.on_progress is not None:
+            self.on_progress()
+
+    def discard_tables(self, metas: Sequence[TableMeta]) -> None:
+        """Delete tables that are open and in no tablet."""
+        if not self._closed and not self._health.poisoned:
+            self.files.discard([meta.file_name for meta in metas])
+
     # --- tables ---
 
     def _table_options(self, compression: str) -> TableOptions:
@@ -437,6 +535,18 @@ class Maintenance:
             table_bytes_max=self._options.table_bytes_max,
         )
 
+    def _inputs(self, task: CompactionTask) -> list[list[CompactionInput]]:
+        return [
+            [CompactionInput(filenames.table_path(self._directory, meta.file_name), meta) for meta in run]
+            for run in task.runs
+        ]
+
+    def numbers_after(self, metas: Iterable[TableMeta]) -> NumbersEdit:
+        """The edit after which no new file is numbered like one of these."""
+        names = (filenames.parse_table_name(meta.file_name) for meta in metas)
+        highest = max((name[0] for name in names if name is not None), default=0)
+        return NumbersEdit(max(self._state.next_file, highest + 1), self._state.next_tablet)
+
     def _open_outputs(self, outcome: Outcome) -> dict[int, list[Table]]:
         """The tables a job made, opened. Raises the job's error, or what is wrong with a table."""
         if not isinstance(outcome, JobResult):
@@ -444,9 +554,7 @@ class Maintenance:
         return {number: list(map(self.files.open, metas)) for number, metas in outcome.tables.items()}
 
     def _numbers_after(self, tables: dict[int, list[Table]]) -> NumbersEdit:
-        names = (filenames.parse_table_name(table.meta.file_name) for run in tables.values() for table in run)
-        highest = max((name[0] for name in names if name is not None), default=0)
-        return NumbersEdit(max(self._state.next_file, highest + 1), self._state.next_tablet)
+        return self.numbers_after(table.meta for run in tables.values() for table in run)
 
     def _set_levels(self, number: int, newer: Memtable | None = None) -> None:
         """Give the tablet the tables of the manifest. `newer`: what they hold that they did not before."""
@@ -475,6 +583,8 @@ class Maintenance:
 
     def _progress(self) -> None:
         self.schedule()
+        if self.on_job_end is not None:
+            self.on_job_end()
         if self.on_progress is not None:
             self.on_progress()
 

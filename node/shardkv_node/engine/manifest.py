@@ -12,7 +12,8 @@ A manifest is a sequence of edits; applying them in order to an empty `ManifestS
     8 segment    number                       the first log segment that is still needed
 
 Removing a table and adding it again in one edit changes its clip (`TableMeta.start`, `stop`), or moves it to another
-level. Tablets may share a table, each through a clip of its own: a file is in use while any of them names it.
+level. Tablets may share a table, each through a clip of its own: a file is in use while any of them names it. A split
+is one group: both halves created, with their tables and the watermark of the whole, and the whole dropped.
 
 Types are on disk: never renumber; fields are added at the end with a default.
 
@@ -143,9 +144,12 @@ class ManifestState:
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Raise `ValueError` for a change of tables that this state could not take. Nothing is changed."""
+        created: set[int] = set()
         for edit in edits:
-            if isinstance(edit, TablesEdit):
-                changed_levels(self._tablet(edit.tablet).levels, edit)
+            if isinstance(edit, CreatedEdit):
+                created.add(edit.tablet)
+            elif isinstance(edit, TablesEdit):
+                changed_levels([] if edit.tablet in created else self._tablet(edit.tablet).levels, edit)
 
     def _tablet(self, tablet: int) -> TabletState:
         found = self.tablets.get(tablet)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, StorageError
+from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, ShardUnavailable, StorageError
 from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
 from shardkv_node.engine.counting import Latest, add_up
 from shardkv_node.engine.entries import WriteEntry
@@ -40,8 +40,8 @@ def sequence(
     for write in writes:
         number = write.tablet
         tablet = tablets.get(number)
-        if tablet is None:
-            refused.append((write, InvalidArgument(f"This store has no tablet {number}.", detail={"tablet": number})))
+        if tablet is None or tablet.fenced:
+            refused.append((write, _refusal(number, tablet)))
             continue
         seqno = next_seqnos.get(number, tablet.last_seqno) + 1
         if seqno > SEQNO_MAX:
@@ -65,6 +65,16 @@ def sequence(
         )
         accepted.append((write, tablet))
     return accepted, refused, entries
+
+
+def _refusal(number: int, tablet: Tablet | None) -> ShardKVError:
+    if tablet is None:
+        return InvalidArgument(f"This store has no tablet {number}.", detail={"tablet": number})
+    return ShardUnavailable(
+        f"Tablet {number} takes no writes now: it is being split or moved. Nothing was written.",
+        detail={"tablet": number},
+        hint="Retry after a moment.",
+    )
 
 
 def _failed_condition(write: Write, tablet: Tablet, pending: _Pending) -> ConditionFailed | None:

@@ -35,15 +35,13 @@ from shardkv_node.engine.identity import make_store_directory
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.maintenance import Generation, Maintenance
-from shardkv_node.engine.manifest import CreatedEdit, DroppedEdit
-from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.quick_lane import CREDIT_BYTES, QuickLane
-from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
 from shardkv_node.engine.scrub import Scrub
 from shardkv_node.engine.sequencing import sequence
 from shardkv_node.engine.snapshot import StoreSnapshot
+from shardkv_node.engine.store_tablets import StoreTablets
 from shardkv_node.engine.syncer import InlineSyncer, Syncer, ThreadSyncer
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.vfs import Lock, OsVfs, Vfs
@@ -75,8 +73,8 @@ class SyncTarget:
         self.log.sync()
 
 
-class Store(Reads):
-    """Made by `Store.open`."""
+class Store(StoreTablets):
+    """Made by `Store.open`. What it does with whole tablets is in `StoreTablets`."""
 
     @classmethod
     def open(
@@ -146,6 +144,7 @@ class Store(Reads):
             number: Tablet(number, tablet.label, found.last_seqnos[number], found.memtables[number], clock=self.time_ms)
             for number, tablet in found.state.tablets.items()
         }
+        self._splits = {}
         self._closed_segments = found.segments
         self._active_bytes = sum(memtable.resident_bytes for memtable in found.memtables.values())
         self._syncer = syncer
@@ -178,6 +177,7 @@ class Store(Reads):
             monotonic=monotonic,
             random_bytes=random_bytes,
         )
+        self.maintenance.on_job_end = self._advance_splits
         self.scrub = Scrub(
             vfs, directory, bytes_per_s=options.scrub_bytes_per_s, tables=self.maintenance.tables_in_force
         )
@@ -196,29 +196,6 @@ class Store(Reads):
             self.stop_background()
             self._close_files()
             raise
-
-    # --- tablets ---
-
-    @property
-    def tablets(self) -> dict[int, bytes]:
-        """Label of every tablet, by number. A copy."""
-        return {number: tablet.label for number, tablet in self._tablets.items()}
-
-    def create_tablet(self, label: bytes) -> int:
-        """Make an empty tablet; durable on return. Its number was never used in this store before."""
-        self._require_open()
-        number = self._state.next_tablet
-        self.maintenance.commit([CreatedEdit(number, label, (self._log.number, self._log.offset))])
-        self._tablets[number] = Tablet(number, label, 0, Memtable(), clock=self.time_ms)
-        return number
-
-    def drop_tablet(self, number: int) -> None:
-        """Forget a tablet and delete its data; durable on return. Requires: no group in flight."""
-        self._require_open()
-        self._require_idle()
-        self._end_quick_puts()
-        self._active_bytes -= self._tablet(number).active.resident_bytes
-        self.maintenance.forget_tablet(number, DroppedEdit(number, (self._log.number, self._log.offset)))
 
     # --- writing ---
 
@@ -299,6 +276,8 @@ class Store(Reads):
                 write.done(write)
         if self._quick is not None and len(group.accepted) == 1 and len(group.accepted[0][0].keys) == 1:
             self._grant_quick_puts(self._quick)
+        if self._splits:
+            self._advance_splits()
 
     def quick_lane(self, tablet: int) -> QuickLane:
         """A way in for single puts, open while the last group left room for more. For one tablet of a store.
@@ -321,7 +300,7 @@ class Store(Reads):
             or self.maintenance.most_level0_tables >= self.options.l0_slow_tables
             or self.health.background is not None
             or self.write_refusal() is not None
-            or lane.watched
+            or lane.barred
         ):
             lane.grant(self._log, credit)
 
@@ -366,7 +345,9 @@ class Store(Reads):
     def fail(self, error: BaseException) -> StorageError:
         """A sync failed: poison the store and give up the group in flight. Returns the error its writes should get."""
         self._in_flight = None
-        return self.health.poison(error)
+        poisoned = self.health.poison(error)
+        self._advance_splits()
+        return poisoned
 
     def sync_due(self) -> bool:
         """Whether the durability mode asks for a sync before the group in flight is applied."""
@@ -456,6 +437,7 @@ class Store(Reads):
     def tick(self) -> None:
         """Retry background work that failed, once its pause is over. Call it every second or so; it is cheap."""
         self.maintenance.schedule()
+        self._advance_splits()
 
     def request_compaction(self) -> None:
         """Have every tablet merged into one level; `maintenance.idle` once that is done."""

@@ -18,6 +18,8 @@ class TableMeta(msgspec.Struct, array_like=True, frozen=True):
     crc32c: int
     """Of the whole file."""
     tablet: int
+    """The tablet it was written for, in the store that wrote it. After a split or an import another one has it: which,
+    the manifest says, and not this."""
     first_key: bytes
     last_key: bytes
     """Included."""

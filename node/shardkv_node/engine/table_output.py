@@ -25,11 +25,22 @@ from shardkv_node.engine.vfs import Vfs
 class TableOutput:
     """Rows in, tables out. `add` rows in key order, `end_tablet` between tablets, then `finish` or `abandon`."""
 
-    def __init__(self, vfs: Vfs, directory: str, *, job_id: str, file_number: int, options: TableOptions) -> None:
+    def __init__(
+        self,
+        vfs: Vfs,
+        directory: str,
+        *,
+        job_id: str,
+        file_number: int,
+        options: TableOptions,
+        file_number_step: int = 1,
+    ) -> None:
+        """Tables are numbered from `file_number` on, in steps of `file_number_step`."""
         self._vfs = vfs
         self._directory = directory
         self._job_id = job_id
         self._file_number = file_number
+        self._file_number_step = file_number_step
         self._options = options
         self._piece_bytes = max(options.block_bytes, options.table_bytes_max // 16)
         self._writer: TableWriter | None = None
@@ -62,7 +73,7 @@ class TableOutput:
         if self._writer is None:
             path = os.path.join(self._directory, table_name(self._file_number, self._job_id))
             self._writer = TableWriter(self._vfs, path, tablet=tablet, options=self._options)
-            self._file_number += 1
+            self._file_number += self._file_number_step
             self._tablet = tablet
         self._writer.add(rows, ends)
         if self._writer.stored_bytes >= self._options.table_bytes_max:

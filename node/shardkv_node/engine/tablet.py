@@ -26,6 +26,7 @@ class Tablet:
         "_clock",
         "_parts",
         "active",
+        "fenced",
         "frozen",
         "label",
         "last_seqno",
@@ -45,6 +46,8 @@ class Tablet:
         self.last_seqno = last_seqno
         """Of the newest logged write; the next one gets one more."""
         self.active = active
+        self.fenced = False
+        """It takes no writes: what it holds must stay as it is for a while."""
         self.frozen: list[Memtable] = []
         """Oldest first."""
         self.level0: list[Table | ClippedTable] = []
@@ -117,6 +120,11 @@ class Tablet:
         """Oldest first."""
         yield from self.frozen
         yield self.active
+
+    @property
+    def in_tables(self) -> bool:
+        """All that was applied is in tables."""
+        return not (len(self.active) or self.frozen)
 
     def freeze(self) -> Memtable:
         """Put a new memtable in the place of the active one, which becomes the youngest frozen one."""

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from typing import BinaryIO, cast
 
-from shardkv_node.engine.job import CompactionJob, FlushJob, Job, JobResult
+from shardkv_node.engine.job import FlushJob, Job, JobResult
 from shardkv_node.engine.run_job import run
 from shardkv_node.engine.vfs import OsVfs
 from shardkv_node.engine.worker_protocol import decode_job, encode_reply, read_message, write_message
@@ -93,7 +93,7 @@ class Worker:
             os._exit(0)  # nobody listens any more
 
     def _run(self, job: Job) -> JobResult:
-        if not isinstance(job, CompactionJob):
+        if isinstance(job, FlushJob):
             return run(self._vfs, job)
         started = time.monotonic()
 

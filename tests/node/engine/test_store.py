@@ -157,7 +157,7 @@ def test_deletes_above_older_levels_survive_every_compaction() -> None:
 
 
 class PausedRunner(JobRunner):
-    """Keeps jobs until `run_all`."""
+    """Keeps jobs until `run_next` or `run_all`."""
 
     def __init__(self, vfs: CrashVfs) -> None:
         super().__init__(0, lambda call: call(), vfs=vfs)
@@ -166,9 +166,12 @@ class PausedRunner(JobRunner):
     def submit(self, job, done) -> None:  # type: ignore[no-untyped-def]
         self.waiting.append((job, done))
 
+    def run_next(self) -> None:
+        super().submit(*self.waiting.pop(0))  # type: ignore[arg-type]
+
     def run_all(self) -> None:
         while self.waiting:
-            super().submit(*self.waiting.pop(0))  # type: ignore[arg-type]
+            self.run_next()
 
 
 def paused_store(vfs: CrashVfs, options: Options = TINY) -> tuple[Store, PausedRunner]:

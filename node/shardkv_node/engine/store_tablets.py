@@ -1,0 +1,203 @@
+"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, fence and split them.
+
+Invariants:
+  - a tablet's number is never given out again, also not after a crash;
+  - each change is one group of manifest edits: it has happened, durably, when the call returns, or not at all.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError
+from shardkv.topology.documents import HASH_TOKENS
+from shardkv_node.engine.log_writer import LogWriter
+from shardkv_node.engine.maintenance import Maintenance
+from shardkv_node.engine.manifest import ManifestState, NumbersEdit, Position
+from shardkv_node.engine.memtable import Memtable
+from shardkv_node.engine.options import Options
+from shardkv_node.engine.reads import Reads
+from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.tablet_split import Levels, TokenSplit, cut_levels
+from shardkv_node.engine.write import Group
+
+
+class StoreTablets(Reads):
+    """The part of `Store` that is about whole tablets."""
+
+    maintenance: Maintenance
+    options: Options
+    _state: ManifestState
+    _tablets: dict[int, Tablet]
+    _splits: dict[int, TokenSplit]
+    """Those under way, by the number of the tablet that is split."""
+    _log: LogWriter
+    _in_flight: Group | None
+    _active_bytes: int
+
+    @abstractmethod
+    def write_refusal(self) -> StorageError | None: ...
+    @abstractmethod
+    def _require_open(self) -> None: ...
+    @abstractmethod
+    def _require_idle(self) -> None: ...
+    @abstractmethod
+    def _end_quick_puts(self) -> None: ...
+    @abstractmethod
+    def _freeze_is_cheap(self) -> bool: ...
+    @abstractmethod
+    def _freeze(self) -> None: ...
+
+    # --- make and drop ---
+
+    @property
+    def tablets(self) -> dict[int, bytes]:
+        """Label of every tablet, by number. A copy."""
+        return {number: tablet.label for number, tablet in self._tablets.items()}
+
+    def create_tablet(self, label: bytes) -> int:
+        """Make an empty tablet; durable on return. Its number was never used in this store before."""
+        self._require_open()
+        tablet = self._new_tablet(self._state.next_tablet, label, 0)
+        self.maintenance.change_tablets([(tablet, [])], [], self._position)
+        return tablet.number
+
+    def drop_tablet(self, number: int) -> None:
+        """Forget a tablet and delete its data; durable on return. Requires: no group in flight."""
+        self._require_open()
+        self._require_idle()
+        self._end_quick_puts()
+        tablet = self._tablet(number)
+        self.maintenance.change_tablets([], [number], self._position)
+        self._active_bytes -= tablet.active.resident_bytes
+        split = self._splits.pop(number, None)
+        if split is not None:
+            split.give_up(InvalidArgument(f"Tablet {number} was dropped while it was being split."))
+
+    # --- fence ---
+
+    def fence_tablet(self, number: int) -> None:
+        """Take no more writes for the tablet until `lift_fence`: they are refused with `ShardUnavailable`.
+
+        A write that was logged before is still applied. Reads go on. A fence is forgotten when the store is closed.
+        """
+        self._end_quick_puts()
+        self._tablet(number).fenced = True
+
+    def lift_fence(self, number: int) -> None:
+        """Take writes again. Raises `InvalidArgument` while the tablet is being split: cancel that first."""
+        tablet = self._tablet(number)
+        if number in self._splits:
+            raise InvalidArgument(f"Tablet {number} is being split; its fence stays until that has ended.")
+        tablet.fenced = False
+
+    def in_tables(self, number: int) -> bool:
+        """Whether all the tablet was told is in tables; if not, `flush`, and wait for `on_progress`."""
+        return self._in_flight is None and self._tablet(number).in_tables
+
+    # --- split ---
+
+    def split_tablet(self, number: int, at_key: bytes, labels: tuple[bytes, bytes]) -> tuple[int, int]:
+        """Replace a tablet by two: one with its keys below `at_key`, one with the others. Returns their numbers.
+
+        Durable on return; nothing is read or copied: the halves share the files of the whole until compactions have
+        rewritten them. Rows keep their versions, and later writes to a half get higher ones. `at_key` may lie outside
+        of what the tablet holds: then one half is empty. What is written to which half is the owner's to see to.
+        Raises `ShardUnavailable` unless `in_tables`: fence the tablet, flush, and wait for that. Snapshots of the
+        whole stay as they are. Requires: no group in flight.
+        """
+        self._require_open()
+        self._require_idle()
+        self._end_quick_puts()
+        tablet = self._tablet(number)
+        self._require_unsplit(number)
+        if not tablet.in_tables:
+            raise ShardUnavailable(
+                f"Tablet {number} holds rows that are in no table yet.",
+                detail={"tablet": number},
+                hint="Flush, wait for it with the tablet fenced, and split it then.",
+            )
+        left, right = self._halves(tablet, self._state.next_tablet, labels)
+        below, above = cut_levels(self._state.tablets[number].levels, at_key)
+        self.maintenance.change_tablets([(left, below), (right, above)], [number], self._position)
+        self.maintenance.schedule()
+        return left.number, right.number
+
+    def split_tablet_by_token(self, number: int, token: int, labels: tuple[bytes, bytes]) -> TokenSplit:
+        """Begin to replace a tablet by two: one with the keys whose hash token is below `token`, one with the others.
+
+        The token is that of topology/tokens.py, so keys with the same `{tag}` stay together. The tablet's tables are
+        rewritten by jobs, which takes as long as a compaction of all of it; `outcome` of what is returned tells when
+        that has ended, and `on_progress` is called. Meanwhile reads go on, and the tablet is fenced: writes to it are
+        refused with `ShardUnavailable`, and may be retried until the halves are there. After a crash, a failure or
+        `cancel` the tablet is as it was.
+        Raises what `write_refusal` says.
+        """
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        tablet = self._tablet(number)
+        self._require_unsplit(number)
+        if not 0 <= token <= HASH_TOKENS:
+            raise InvalidArgument(f"A hash token lies in 0..{HASH_TOKENS}, not at {token}.")
+        self._end_quick_puts()
+        first = self._state.next_tablet
+        self.maintenance.commit([NumbersEdit(self._state.next_file, first + 2)])
+        tablet.fenced = True
+        split = TokenSplit(
+            self.maintenance,
+            tablet,
+            self._halves(tablet, first, labels),
+            token,
+            settled=self._settled,
+            install=self._install_split,
+        )
+        self._splits[number] = split
+        self._advance_splits()
+        return split
+
+    def _install_split(self, split: TokenSplit, left: Levels, right: Levels) -> None:
+        halves = split.halves
+        for half in halves:
+            half.last_seqno = split.tablet.last_seqno  # a group may have been in flight when the split began
+        also = [self.maintenance.numbers_after(meta for levels in (left, right) for metas in levels for meta in metas)]
+        self.maintenance.change_tablets(
+            [(halves[0], left), (halves[1], right)], [split.tablet.number], self._position, also
+        )
+
+    def _advance_splits(self) -> None:
+        for number, split in list(self._splits.items()):
+            split.advance()
+            if split.outcome is not None:
+                self._splits.pop(number, None)
+                self.maintenance.schedule()
+
+    def _settled(self, tablet: Tablet) -> bool:
+        """Whether all the fenced tablet was told is in tables; if it is not, it is made to get there."""
+        if self._in_flight is not None:
+            return False
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        room = len(self.maintenance.frozen) < self.options.frozen_memtables_max
+        if len(tablet.active) and room and self._freeze_is_cheap():
+            self._freeze()
+        return tablet.in_tables
+
+    # --- inside ---
+
+    @property
+    def _position(self) -> Position:
+        return self._log.number, self._log.offset
+
+    def _new_tablet(self, number: int, label: bytes, last_seqno: int) -> Tablet:
+        return Tablet(number, label, last_seqno, Memtable(), clock=self.time_ms)
+
+    def _halves(self, tablet: Tablet, first: int, labels: tuple[bytes, bytes]) -> tuple[Tablet, Tablet]:
+        left, right = labels
+        seqno = tablet.last_seqno
+        return self._new_tablet(first, left, seqno), self._new_tablet(first + 1, right, seqno)
+
+    def _require_unsplit(self, number: int) -> None:
+        if number in self._splits:
+            raise InvalidArgument(f"Tablet {number} is being split already.")
