@@ -1,4 +1,4 @@
-"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, fence and split them.
+"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, measure, fence and split them.
 
 Invariants:
   - a tablet's number is never given out again, also not after a crash;
@@ -18,6 +18,7 @@ from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.tablet_size import TabletSize, middle_of, size_of
 from shardkv_node.engine.tablet_split import Levels, TokenSplit, cut_levels
 from shardkv_node.engine.write import Group
 
@@ -73,6 +74,18 @@ class StoreTablets(Reads):
         split = self._splits.pop(number, None)
         if split is not None:
             split.give_up(InvalidArgument(f"Tablet {number} was dropped while it was being split."))
+
+    # --- size ---
+
+    def tablet_size(self, number: int) -> TabletSize:
+        """What the tablet holds, about: see tablet_size.py."""
+        return size_of(self._tablet(number))
+
+    def middle_key(self, number: int) -> bytes | None:
+        """The key at which to split the tablet into halves of about the same stored bytes; what is in no table yet is
+        not counted. None when it is too small: when no two data blocks differ in their last key.
+        """
+        return middle_of(self._tablet(number).tables())
 
     # --- fence ---
 

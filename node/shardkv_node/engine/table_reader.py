@@ -189,6 +189,11 @@ class Table:
             yield last_key, offset + size - end
             end = offset + size
 
+    def block_points(self, number: int) -> Iterator[tuple[bytes, int]]:
+        """As `points`, for the data blocks of one partition, from its partition block; `number`: as `points` counts."""
+        partition = self._partition(number)
+        return zip(partition.last_keys, partition.sizes, strict=True)
+
     def verify(self) -> None:
         """Re-read the file and check every checksum, the order of the keys and the counts. Raises `Corruption`."""
         verify_file(self._files, self.path, self.meta)

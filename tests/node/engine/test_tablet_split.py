@@ -300,7 +300,7 @@ def test_rows_that_ended_and_deletes_are_gone_after_a_split_at_a_token_and_times
     now[0] += 50
     split = store.split_tablet_by_token(whole, hash_token(b"ends") + 1, LABELS)
     assert isinstance(split.outcome, tuple)
-    assert store.get(split.outcome[0], b"ends") == b"v"
+    assert store.get(split.outcome[0], b"ends") == b"v" and store.tablet_size(split.outcome[0]).rows == 1
     assert scan(store, split.outcome[1]) == {}
     now[0] += 50
     assert store.get(split.outcome[0], b"ends") is None
