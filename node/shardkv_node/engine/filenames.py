@@ -6,6 +6,7 @@
     MANIFEST-<n>                 the list of tables, tablets and watermarks
     wal/<n>.wal                  log segments
     tables/<n>-<job>.sst         tables: a number, and the random id of the job that wrote it
+    EXPORT                       in the directory of an exported tablet, beside its tables: what they are
     *.tmp                        a file being made; swept when the store is opened
 
 Numbers are decimal, padded to six digits so that names sort, and grow past six digits without harm.
@@ -21,6 +22,7 @@ import re
 IDENTITY = "IDENTITY"
 LOCK = "LOCK"
 CURRENT = "CURRENT"
+EXPORT = "EXPORT"
 WAL_DIRECTORY = "wal"
 TABLE_DIRECTORY = "tables"
 TMP_SUFFIX = ".tmp"
@@ -90,6 +92,10 @@ def parse_table_name(name: str) -> tuple[int, str] | None:
     """(number, job id), or None."""
     match = _TABLE.match(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def export_path(directory: str) -> str:
+    return os.path.join(directory, EXPORT)
 
 
 def tmp_path(path: str) -> str:

@@ -268,8 +268,8 @@ class Maintenance:
     ) -> None:
         """Make these tablets with the levels they have, and drop those, by one group of edits; durable on return.
 
-        `position`: where the log is now. `also`: more edits of the group. The files of the tables made are open, and
-        those that nobody uses afterwards are deleted. Requires: a tablet made has all it holds in these tables.
+        `position`: where the log is now. `also`: edits of the group before those. The files of the tables made are
+        open; files that nobody uses afterwards are deleted. Requires: a tablet made has all it holds in these tables.
         """
         edits: list[Edit] = []
         for tablet, levels in made:
@@ -277,7 +277,7 @@ class Maintenance:
             edits.append(CreatedEdit(tablet.number, tablet.label, position))
             edits += [TablesEdit(tablet.number, added, [])] if added else []
             edits += [FlushedEdit(tablet.number, tablet.last_seqno)] if tablet.last_seqno else []
-        self.commit([*edits, *(DroppedEdit(number, position) for number in dropped), *also])
+        self.commit([*also, *edits, *(DroppedEdit(number, position) for number in dropped)])
         for tablet, _ in made:
             self._tablets[tablet.number] = tablet
             self._set_levels(tablet.number)

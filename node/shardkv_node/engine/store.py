@@ -139,6 +139,7 @@ class Store(StoreTablets):
         self._vfs = vfs
         self._now_ms = now_ms
         self._monotonic = monotonic
+        self._random_bytes = random_bytes
         self._clock = HybridClock(found.log.hlc)
         self._tablets = {
             number: Tablet(number, tablet.label, found.last_seqnos[number], found.memtables[number], clock=self.time_ms)

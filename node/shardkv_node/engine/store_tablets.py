@@ -1,4 +1,4 @@
-"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, measure, fence and split them.
+"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, measure, fence, split, export and import them.
 
 Invariants:
   - a tablet's number is never given out again, also not after a crash;
@@ -8,26 +8,37 @@ Invariants:
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError
 from shardkv.topology.documents import HASH_TOKENS
+from shardkv_node.engine import filenames
+from shardkv_node.engine.columns import TERM_MAX
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.maintenance import Maintenance
-from shardkv_node.engine.manifest import ManifestState, NumbersEdit, Position
+from shardkv_node.engine.manifest import Edit, ManifestState, NumbersEdit, Position, TermEdit
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.tablet_export import ExportManifest, TabletExport
+from shardkv_node.engine.tablet_import import TabletImport
 from shardkv_node.engine.tablet_size import TabletSize, middle_of, size_of
 from shardkv_node.engine.tablet_split import Levels, TokenSplit, cut_levels
+from shardkv_node.engine.vfs import Vfs
 from shardkv_node.engine.write import Group
 
 
 class StoreTablets(Reads):
     """The part of `Store` that is about whole tablets."""
 
+    directory: str
+    store_id: bytes
+    term: int
     maintenance: Maintenance
     options: Options
+    _vfs: Vfs
+    _random_bytes: Callable[[int], bytes]
     _state: ManifestState
     _tablets: dict[int, Tablet]
     _splits: dict[int, TokenSplit]
@@ -196,6 +207,82 @@ class StoreTablets(Reads):
         if len(tablet.active) and room and self._freeze_is_cheap():
             self._freeze()
         return tablet.in_tables
+
+    # --- export and import ---
+
+    def export_tablet(self, number: int, directory: str) -> None:
+        """Write the tablet's tables, with all it holds in them now, to a directory that is new or empty.
+
+        What is in no table yet is not exported: flush, and wait until `in_tables`, to have everything. Complete and
+        durable on return. To keep the owner free meanwhile, use `pin_export`. Raises as `TabletExport.write`.
+        """
+        export = self.pin_export(number)
+        try:
+            export.write(directory)
+        finally:
+            export.close()
+
+    def pin_export(self, number: int) -> TabletExport:
+        """The tablet's tables as they are now, for `write`, which may run in any thread. Close it after use.
+
+        Writes, flushes, compactions, splits and a drop of the tablet may go on.
+        """
+        self._require_open()
+        tablet = self._tablet(number)
+        levels = self.maintenance.pin_levels(number)
+        tables = [(level, meta) for level, metas in enumerate(levels) for meta in metas]
+        seqno = self._state.tablets[number].flushed_seqno
+        manifest = ExportManifest(self.store_id, number, tablet.label, seqno, tables)
+        return TabletExport(self._vfs, self.directory, manifest, lambda _: self.maintenance.unpin_levels(levels))
+
+    def import_tablet(self, directory: str, label: bytes) -> int:
+        """Make a tablet of an export, which stays as it is. Returns its number; durable on return.
+
+        To keep the owner free meanwhile, use `begin_import`. Raises as `TabletImport.fetch` and `install_import`.
+        Requires: no group in flight.
+        """
+        self._require_idle()
+        found = self.begin_import(directory)
+        found.fetch()
+        return self.install_import(found, label)
+
+    def begin_import(self, directory: str) -> TabletImport:
+        """An import to `fetch`, which may be done in any thread. Raises what `write_refusal` says."""
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        return TabletImport(
+            self._vfs,
+            directory,
+            table_directory=filenames.table_directory(self.directory),
+            file_number=self._state.next_file,
+            job_id=self._random_bytes(4).hex(),
+        )
+
+    def install_import(self, found: TabletImport, label: bytes) -> int:
+        """Make a tablet of what was fetched. Returns its number; durable on return. Requires: no group in flight.
+
+        Rows keep their versions; the store's term is raised where later writes would not get higher ones. When this
+        raises, what was fetched is removed, now or at the next open.
+        """
+        try:
+            self._require_open()
+            self._require_idle()
+            term = max(self.term, found.highest_term + 1)
+            if term > TERM_MAX:
+                raise StorageError(f"The tablet holds rows of term {term - 1}, the last there is.")
+            files = self.maintenance.files
+            files.adopt([files.open(meta) for meta in {meta.file_name: meta for meta in found.metas}.values()])
+        except BaseException:
+            found.abandon()
+            raise
+        tablet = self._new_tablet(self._state.next_tablet, label, found.last_seqno)
+        also: list[Edit] = [] if term == self.term else [TermEdit(term)]
+        also.append(self.maintenance.numbers_after(found.metas))
+        self.maintenance.change_tablets([(tablet, found.levels)], [], self._position, also)
+        self.term = term
+        self.maintenance.schedule()
+        return tablet.number
 
     # --- inside ---
 

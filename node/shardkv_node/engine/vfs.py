@@ -20,6 +20,8 @@ from typing import Protocol
 from shardkv.errors import DiskFull, StorageError, StoreLocked
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
+_COPY_BYTES = 1024 * 1024
 _TMP_SUFFIX = ".tmp"
 
 
@@ -68,6 +70,17 @@ class Vfs(Protocol):
         """Atomic; replaces `target`. Durable only after `sync_dir`."""
         ...
 
+    def link(self, source: str, target: str) -> bool:
+        """Give the file a second name, durable after `sync_dir`. False: it cannot have one there; copy it.
+
+        Raises `StorageError` when the target exists.
+        """
+        ...
+
+    def sync_file(self, path: str) -> None:
+        """Make the bytes of a file durable that somebody else may have written."""
+        ...
+
     def remove(self, path: str) -> None: ...
     def list(self, directory: str) -> list[str]:
         """Names (not paths) in the directory, sorted."""
@@ -92,6 +105,23 @@ class Vfs(Protocol):
             return file.pread(0, file.size())
         finally:
             file.close()
+
+    def copy(self, source: str, target: str) -> None:
+        """A new file at `target` with the bytes of `source`, synced; its name is durable after `sync_dir`.
+
+        After a failure the target may be there, in part.
+        """
+        reader = self.open_read(source)
+        try:
+            file = self.create(target)
+            try:
+                while data := reader.pread(file.offset, _COPY_BYTES):
+                    file.write(data)
+                file.sync()
+            finally:
+                file.close()
+        finally:
+            reader.close()
 
     def write_atomic(self, path: str, data: bytes) -> None:
         """Replace the file at `path` by one that holds `data`; after a crash it holds the old or the new bytes.
@@ -148,6 +178,25 @@ class OsVfs(Vfs):
             os.rename(source, target)
         except OSError as error:
             raise storage_error("rename", source, error) from error
+
+    def link(self, source: str, target: str) -> bool:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                return False
+            raise storage_error("link", source, error) from error
+        return True
+
+    def sync_file(self, path: str) -> None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise storage_error("sync", path, error) from error
 
     def remove(self, path: str) -> None:
         try:

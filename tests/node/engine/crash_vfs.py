@@ -5,6 +5,7 @@ rename, remove) is durable after `sync_dir` of its directory. `crash(keep)` give
 find it after power was lost: `keep()` is asked once for each sector of 512 unsynced bytes and once for each unsynced
 change of a name, in order. Names change in order, as on a journaled file system: the first change that is not kept
 ends that directory's history. A lost sector before a kept one reads as zeros, and one at the end is not there.
+Each directory below the root is a file system of its own: no link leads from one to another.
 
 Faults. Every operation that a disk could refuse is counted in `operations` and named in `journal`.
 `fail_at(n)` makes the n-th (from 1) raise; a failing write takes half of its bytes first. With `sticky` all
@@ -122,6 +123,21 @@ class CrashVfs(Vfs):
             names[target] = names.pop(source)
 
         self._change(target, change)
+
+    def link(self, source: str, target: str) -> bool:
+        self.operate("link", target)
+        inode = self._inode(source)
+        if target in self.files:
+            raise self._refuse("link", target, errno_codes.EEXIST)
+        if source.split("/")[1] != target.split("/")[1]:
+            return False
+        self._change(target, lambda names: names.__setitem__(target, inode))
+        return True
+
+    def sync_file(self, path: str) -> None:
+        self.operate("sync", path)
+        inode = self._inode(path)
+        inode.synced = len(inode.data)
 
     def remove(self, path: str) -> None:
         self.operate("remove", path)

@@ -74,6 +74,40 @@ def test_write_atomic_replaces_and_ignores_leftovers(world: tuple[Vfs, str]) -> 
     assert vfs.list(root) == ["CURRENT"]
 
 
+def test_a_link_is_the_same_file_under_a_second_name_and_a_copy_is_another(world: tuple[Vfs, str]) -> None:
+    vfs, root = world
+    source, link, copy = (os.path.join(root, name) for name in ("source", "link", "copy"))
+    file = vfs.create(source)
+    file.write(b"bytes" * 1000)
+    file.close()
+    assert vfs.link(source, link)
+    vfs.copy(source, copy)
+    vfs.sync_file(link)
+    for taken in (link, copy):
+        with pytest.raises(StorageError, match="File exists"):
+            vfs.link(source, taken)
+        with pytest.raises(StorageError, match="File exists"):
+            vfs.copy(source, taken)
+    vfs.remove(source)
+    assert vfs.read_all(link) == vfs.read_all(copy) == b"bytes" * 1000
+    for missing in (vfs.link, vfs.copy):
+        with pytest.raises(StorageError, match="No such file"):
+            missing(source, os.path.join(root, "another"))
+
+
+def test_no_link_leads_to_another_file_system(tmp_path: Path) -> None:
+    vfs = CrashVfs()
+    vfs.make_dirs("/one")
+    vfs.make_dirs("/two")
+    vfs.replace("/one/file", b"bytes")
+    assert not vfs.link("/one/file", "/two/file") and not vfs.exists("/two/file")
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system only")
+    (tmp_path / "file").write_bytes(b"bytes")
+    target = f"/dev/shm/{tmp_path.name}-{os.getpid()}"
+    assert not OsVfs().link(str(tmp_path / "file"), target) and not os.path.exists(target)
+
+
 def test_a_lock_keeps_others_out_until_it_is_released(world: tuple[Vfs, str]) -> None:
     vfs, root = world
     path = os.path.join(root, "LOCK")
