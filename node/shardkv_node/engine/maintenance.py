@@ -593,8 +593,9 @@ class Maintenance:
         return self.files.metas()
 
     def table_counts(self) -> Iterator[tuple[int, int, int]]:
-        """(level, tables, bytes) over all tablets, for every level in use."""
+        """(level, tables, bytes) over all tablets, for every level in use. A file that several share counts once."""
         depth = max((len(tablet.levels) for tablet in self._state.tablets.values()), default=0)
         for level in range(depth):
-            metas = [m for t in self._state.tablets.values() if level < len(t.levels) for m in t.levels[level]]
-            yield level, len(metas), sum(meta.size for meta in metas)
+            tablets = (tablet.levels[level] for tablet in self._state.tablets.values() if level < len(tablet.levels))
+            sizes = {meta.file_name: meta.size for metas in tablets for meta in metas}
+            yield level, len(sizes), sum(sizes.values())

@@ -44,7 +44,11 @@ class TabletEvidence:
     label: bytes | None
     flushed_seqno: int = 0
     tables: list[tuple[str, TableMeta | None]] = field(default_factory=list)
-    """(file name, what the manifest says of it), in no order that matters."""
+    """(file name, what the manifest says of it), in no order that matters. A file stands here once for each clip."""
+
+
+_Known = dict[str, dict[int, list[TableMeta]]]
+"""By file name and tablet, what the edits seen so far say of a file: its clips. No tablet: the file is not needed."""
 
 
 @dataclass(slots=True)
@@ -136,21 +140,17 @@ def _whole_manifest(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage])
 
 def _from_pieces(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]) -> Evidence:
     found = Evidence(store_id, {}, set(), segment_numbers(vfs, store), 0, 1, 1, manifest_whole=False, losses=losses)
-    known: dict[str, tuple[int, TableMeta]] = {}
-    removed: set[str] = set()
+    known: _Known = {}
     for number in manifest_numbers(vfs, store):
         walk = LogWalk(vfs, filenames.manifest_path(store, number), decoder=EDIT_DECODER, magic=MANIFEST_MAGIC)
         for step in walk.steps():
             for edit in step.entries if isinstance(step, WalkedGroup) else ():
                 _note_edit(found, edit)
-                if isinstance(edit, TablesEdit):
-                    known.update((meta.file_name, (edit.tablet, meta)) for _, meta in edit.added)
-                    removed.update(edit.removed)
+                _note_users(known, edit)
     for name in table_names(vfs, store):
-        if name not in removed:
-            _note_table(vfs, store, found, name, known.get(name))
+        _note_table(vfs, store, found, name, known.get(name))
     _note_log_tablets(vfs, store, found)
-    for missing in sorted(known.keys() - removed - set(table_names(vfs, store))):
+    for missing in sorted({name for name, users in known.items() if users} - set(table_names(vfs, store))):
         losses.append(Damage(filenames.table_path(store, missing), 0, 0, "the table is missing"))
     found.next_tablet = max([found.next_tablet, *(number + 1 for number in found.tablets)])
     return found
@@ -172,25 +172,39 @@ def _note_edit(found: Evidence, edit: Edit) -> None:
         found.next_tablet = max(found.next_tablet, edit.next_tablet)
 
 
-def _note_table(vfs: Vfs, store: str, found: Evidence, name: str, known: tuple[int, TableMeta] | None) -> None:
+def _note_users(known: _Known, edit: Edit) -> None:
+    """Keep account of which tablets have which files."""
+    if isinstance(edit, CreatedEdit | DroppedEdit):  # a created one may have its tables listed anew
+        for users in known.values():
+            users.pop(edit.tablet, None)
+    elif isinstance(edit, TablesEdit):
+        for name in edit.removed:
+            known.setdefault(name, {}).pop(edit.tablet, None)
+        for _, meta in edit.added:
+            known.setdefault(meta.file_name, {}).setdefault(edit.tablet, []).append(meta)
+
+
+def _note_table(vfs: Vfs, store: str, found: Evidence, name: str, users: dict[int, list[TableMeta]] | None) -> None:
+    """`users`: what the edits say; None: they never name the file."""
     number, _ = filenames.parse_table_name(name) or (0, "")
     found.next_file = max(found.next_file, number + 1)
-    if known is not None:
-        tablet, meta = known
+    if users is not None:
+        for tablet, metas in users.items():
+            if tablet not in found.dropped:
+                _tablet(found, tablet).tables += [(name, meta) for meta in metas]
+        return
+    walk = TableWalk(vfs, filenames.table_path(store, name))
+    walk.close()
+    if walk.properties is not None:
+        owner = walk.properties.tablet
+    elif len(found.tablets) == 1:
+        owner = next(iter(found.tablets))
     else:
-        walk = TableWalk(vfs, filenames.table_path(store, name))
-        walk.close()
-        meta = None
-        if walk.properties is not None:
-            tablet = walk.properties.tablet
-        elif len(found.tablets) == 1:
-            tablet = next(iter(found.tablets))
-        else:
-            lost = "all its rows: nothing says which tablet they are of"
-            found.losses.append(Damage(os.path.join(filenames.table_directory(store), name), 0, 0, "no owner", lost))
-            return
-    if tablet not in found.dropped:
-        _tablet(found, tablet).tables.append((name, meta))
+        lost = "all its rows: nothing says which tablet they are of"
+        found.losses.append(Damage(os.path.join(filenames.table_directory(store), name), 0, 0, "no owner", lost))
+        return
+    if owner not in found.dropped:
+        _tablet(found, owner).tables.append((name, None))
 
 
 def _note_log_tablets(vfs: Vfs, store: str, found: Evidence) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -91,7 +92,10 @@ def repair_store(
 
 
 class SalvagedTable:
-    """A table as a `Source`, for one forward pass: its readable blocks. Damage goes to `losses`."""
+    """A table as a `Source`, for one forward pass: its readable blocks, through the clip of `meta`.
+
+    Damage goes to `losses`, once however many tablets share the file.
+    """
 
     def __init__(self, vfs: Vfs, path: str, meta: TableMeta | None, losses: list[Damage], progress: Progress) -> None:
         self._vfs = vfs
@@ -105,14 +109,23 @@ class SalvagedTable:
         try:
             for step in TableWalk(self._vfs, self._path, self._meta).steps():
                 if isinstance(step, Damage):
-                    self._losses.append(step)
+                    self._note(step)
                 else:
                     self._progress(step.size)
-                    yield step.columns
+                    yield self._clipped(step.columns)
         except UnsupportedFormat:
             raise
         except StorageError as error:
-            self._losses.append(damage_of(error, self._path, lost="all its rows"))
+            self._note(damage_of(error, self._path, lost="all its rows"))
+
+    def _clipped(self, rows: Columns) -> Columns:
+        if self._meta is None or not self._meta.clipped:
+            return rows
+        return rows.slice(bisect_left(rows.keys, self._meta.start), bisect_left(rows.keys, self._meta.high))
+
+    def _note(self, damage: Damage) -> None:
+        if damage not in self._losses:
+            self._losses.append(damage)
 
 
 def newest_by_version(parts: Sequence[Columns]) -> Columns:
@@ -157,7 +170,8 @@ class _Repair:
             path = filenames.table_path(self._store, name)
             if not self._vfs.exists(path):
                 lost = "all its rows" if meta is None else f"all its {meta.count} rows"
-                self._report.losses.append(Damage(path, 0, 0, "the table is missing", lost))
+                damage = Damage(path, 0, 0, "the table is missing", lost)
+                self._report.losses += [] if damage in self._report.losses else [damage]
                 continue
             self._note_version(number, 0 if meta is None else meta.max_version)
             sources.append(SalvagedTable(self._vfs, path, meta, self._report.losses, self._progress))

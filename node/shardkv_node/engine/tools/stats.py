@@ -19,7 +19,8 @@ def store_stats(vfs: Vfs, store: str) -> dict[str, Any]:
     """Plain facts, for people and as JSON.
 
     `rows` counts table rows, deletes included: a key that stands in several tables counts in each. `log.operations`
-    are those not in tables yet. Raises `Corruption`, `UnsupportedFormat`, `StorageError`.
+    are those not in tables yet. A table that several tablets share counts in each of them, and once in the bytes of
+    all. Raises `Corruption`, `UnsupportedFormat`, `StorageError`.
     """
     store_id = read_identity(vfs, store) or b""
     number = read_current(vfs, store)
@@ -29,7 +30,9 @@ def store_stats(vfs: Vfs, store: str) -> dict[str, Any]:
         "store": store,
         "store_id": store_id.hex(),
         "opened": state.term,
-        "bytes": sum(tablet["bytes"] for tablet in tablets),
+        "bytes": sum(
+            {m.file_name: m.size for t in state.tablets.values() for level in t.levels for m in level}.values()
+        ),
         "rows": sum(tablet["rows"] for tablet in tablets),
         "tombstones": sum(tablet["tombstones"] for tablet in tablets),
         "manifest_bytes": vfs.size(filenames.manifest_path(store, number)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from shardkv_node.engine.log_format import HEADER_BYTES
 from shardkv_node.engine.tools.repair import RepairReport, put_in_place, repair_store
 from shardkv_node.engine.tools.verify import verify_store
 from shardkv_node.engine.vfs import OsVfs, ReadableFile, storage_error
+from tests.node.engine.store_driver import commit
 from tests.node.engine.tools.stores import SMALL, Made, copy_of, flip, image, make_store, open_at, rows_of
 
 VFS = OsVfs()
@@ -238,3 +240,66 @@ class BadSectorVfs(OsVfs):
 class _Patched:
     def __init__(self, file: ReadableFile, pread: object) -> None:
         self.path, self.size, self.close, self.pread = file.path, file.size, file.close, pread
+
+
+@pytest.fixture
+def split(made: Made) -> tuple[Made, dict[int, dict[bytes, bytes]]]:
+    """Its first tablet split in two, the other one imported once more; a few writes to all of them in the log."""
+    store = open_at(made.path)
+    store.flush()
+    left, right = store.split_tablet(1, b"key150", (b"left", b"right"))
+    store.export_tablet(2, str(made.path.with_name("export")))
+    again = store.import_tablet(str(made.path.with_name("export")), b"again")
+    made = Made(made.path, {number: dict(rows) for number, rows in made.rows.items()})
+    whole = made.rows.pop(1)
+    made.rows[left] = {key: value for key, value in whole.items() if key < b"key150"}
+    made.rows[right] = {key: value for key, value in whole.items() if key >= b"key150"}
+    made.rows[again] = dict(made.rows[2])
+    for tablet, key in ((left, b"key000"), (right, b"key299"), (again, b"key100")):
+        commit(store, tablet, [(key, b"newest")])
+        made.rows[tablet][key] = b"newest"
+    metas = [meta for tablet in store._state.tablets.values() for level in tablet.levels for meta in level]
+    assert len(metas) > len({meta.file_name for meta in metas})  # files are shared
+    store.close()
+    assert rows_of(made.path) == made.rows
+    return made, made.rows
+
+
+def test_tablets_that_share_files_come_out_each_with_its_own_rows(split: tuple[Made, Any]) -> None:
+    made, rows = split
+    assert verify_store(VFS, str(made.path)).problems == []
+    report, target = repair(made)
+    assert report.losses == [] and rows_of(target) == rows
+    assert report.rows == {tablet: len(found) for tablet, found in rows.items()}
+
+
+def test_damage_in_a_shared_file_is_told_once_and_costs_its_rows_only(split: tuple[Made, Any]) -> None:
+    made, rows = split
+    store = open_at(made.path)
+    left, right = (store._state.tablets[number].levels for number in (3, 4))
+    store.close()
+    ours = [meta.file_name for level in left for meta in level]
+    shared = next(meta.file_name for level in right for meta in level if meta.file_name in ours)
+    flip(made.path / "tables" / shared, 3)
+    assert len(verify_store(VFS, str(made.path)).problems) == 1
+    report, target = repair(made)
+    assert len(report.losses) == 1 and report.losses[0].path.endswith(shared)
+    found = rows_of(target)
+    assert found[2] == rows[2] and found[5] == rows[5] and max(found[3]) < b"key150" <= min(found[4])
+    assert len(found[3]) + len(found[4]) > 0.9 * (len(rows[3]) + len(rows[4]))
+
+
+def test_a_damaged_manifest_still_tells_which_rows_are_whose(split: tuple[Made, Any]) -> None:
+    """The last of its groups is destroyed: what the groups before say of shared files is enough."""
+    made, rows = split
+    store = open_at(made.path)
+    store.create_tablet(b"an edit behind the snapshot")
+    store.create_tablet(b"and the one that is destroyed")
+    store.close()
+    (manifest,) = made.files("MANIFEST-*")
+    data = manifest.read_bytes()
+    flip(manifest, data.index(b"and the one") + 3)
+    report, target = repair(made)
+    assert any("manifest was damaged" in warning for warning in report.warnings)
+    found = rows_of(target)
+    assert {tablet: found[tablet] for tablet in rows} == rows
