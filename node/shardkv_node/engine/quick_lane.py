@@ -7,7 +7,7 @@ grants the lane *credit*: so many bytes, for so long. A put that the credit does
 Invariants:
   - a put is logged as a group of its own, then applied; `write` has returned before the put does;
   - nothing that the credit was granted on changes without `revoke`: the log segment and the memtable, a snapshot's
-    claim to the rows as they were, a fence, the health of the store, and, in the interval mode, the sync that is under way;
+    claim to the rows as they were, a fence, the health of the store, and, in the interval mode, the sync under way;
   - what the lane wrote is part of the sums of store and memtable only after `revoke`, which returns it.
 
 Not for writes with conditions, expiry or a token, nor for those that must be synced before they are acknowledged.
