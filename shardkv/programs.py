@@ -21,7 +21,7 @@ from shardkv.errors import (
     StorePoisoned,
     VersionMismatch,
 )
-from shardkv.transport.address import format_address, is_loopback, problem_of
+from shardkv.transport.address import format_address, is_loopback, parse_address, problem_of
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -53,12 +53,17 @@ def check_bind(host: str, *, insecure: bool) -> None:
 
 
 def advertised(bind: str, port: int, advertise: str | None) -> str:
-    """The address others should use. Raises InvalidArgument when it cannot be guessed from `bind`."""
+    """The address others should use: `advertise` is HOST, or HOST:PORT where something forwards another port here.
+
+    Raises InvalidArgument when it cannot be guessed from `bind`, or is no address.
+    """
     if advertise is None and bind in ("0.0.0.0", "::", ""):
         raise InvalidArgument(
             f"Others cannot connect to {bind or 'an empty address'}.",
-            hint="Say with --advertise HOST under which name or address they reach this machine.",
+            hint="Say with --advertise under which name or address they reach this machine.",
         )
+    if advertise is not None and (advertise.startswith("[") or advertise.count(":") == 1):
+        return format_address(*parse_address(advertise))
     return format_address(advertise or bind, port)
 
 

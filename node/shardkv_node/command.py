@@ -24,7 +24,7 @@ def node() -> None:
 @click.option("--data-dir", required=True, metavar="DIR", help="Where the data is kept.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
-@click.option("--advertise", metavar="HOST", help="How others reach this machine.  [default: the bound address]")
+@click.option("--advertise", metavar="HOST[:PORT]", help="How others reach it.  [default: the bound address]")
 @click.option("--memtable-bytes", type=int, metavar="N", help="Memory for writes not yet in tables.")
 @click.option("--durability", type=click.Choice(["always", "interval", "os"]), help="What an acknowledgement means.")
 @click.option("--config", "config_file", metavar="FILE", help="TOML configuration; options win over it.")

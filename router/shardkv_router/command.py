@@ -23,7 +23,7 @@ def router() -> None:
 @click.option("--meta", required=True, metavar="HOST:PORT", help="Where the metadata process is.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port for clients.  [default: 7400]")
-@click.option("--advertise", metavar="HOST", help="How others reach this machine.  [default: the bound address]")
+@click.option("--advertise", metavar="HOST[:PORT]", help="How others reach it.  [default: the bound address]")
 @click.option("--reuse-port", is_flag=True, help="Share the port with other routers on this machine.")
 @click.option("--config", "config_file", metavar="FILE", help="TOML configuration; options win over it.")
 @click.option("--log-file", metavar="FILE", help="Log there, rotated, instead of to standard error.")
