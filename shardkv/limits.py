@@ -39,6 +39,9 @@ class Limits:
     """A connection that has not said hello by then is closed."""
     idle_timeout_ms: int = 300_000
     """A connection with nothing in flight and nothing said for this long is closed."""
+    silence_timeout_ms: int = 10_000
+    """A peer that owes an answer and says nothing for this long, not even to a ping, is connected to anew. More where
+    links carry less than about a megabyte a second."""
     connections_max: int = 10_000
     """Most connections of one process."""
 

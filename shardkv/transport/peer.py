@@ -3,6 +3,8 @@
 Invariants: a callback runs exactly once unless its request was forgotten; a late or unknown reply disturbs nobody;
 a request that was handed to the socket and never answered ends in OutcomeUnknown, one that was not in
 UnavailableError; from the moment a connection is lost nothing is taken for it. Retrying is the caller's decision.
+A connection whose other end owes an answer and has gone silent (a link that died without a word, a process that is
+stopped) is given up after `silence_timeout_ms` and made anew.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ RETRY_MOST_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
 PINGS_PER_IDLE_TIME = 3
 """A connection nobody uses is pinged so often within the time after which it would be closed as idle."""
+LOOKS_PER_SILENCE = 4
+"""So often within `silence_timeout_ms` a connection is looked at; from half of them on it is pinged."""
 
 OnReply = Callable[[RawReply | ShardKVError], None]
 
@@ -198,13 +202,20 @@ class Peer:
             pause_s = min(pause_s * 1.6, RETRY_MOST_S)
 
     async def _stay(self, wire: _Wire) -> None:
-        """Until the connection is lost; a ping now and then, lest the peer closes it as idle under a request's feet."""
+        """Until the connection is lost, or given up as silent. A ping now and then, lest the peer closes it as idle
+        under a request's feet."""
+        idle_s = self.limits.idle_timeout_ms / 1000 / PINGS_PER_IDLE_TIME
+        look_s = self.limits.silence_timeout_ms / 1000 / LOOKS_PER_SILENCE
+        unpinged_s = 0.0
         while not wire.closed.is_set():
             try:
-                async with asyncio.timeout(self.limits.idle_timeout_ms / 1000 / PINGS_PER_IDLE_TIME):
+                async with asyncio.timeout(min(idle_s, look_s)):
                     await wire.closed.wait()
             except TimeoutError:
-                wire.send(Op.PING, NOTHING, _ignore, 0, None, None, None)
+                unpinged_s += min(idle_s, look_s)
+                if wire.silent_looks() >= LOOKS_PER_SILENCE // 2 or unpinged_s >= idle_s:
+                    unpinged_s = 0.0
+                    wire.send(Op.PING, NOTHING, _ignore, 0, None, None, None)
 
     async def _connect(self, host: str, port: int) -> _Wire | None:
         loop = asyncio.get_running_loop()
@@ -257,6 +268,10 @@ class _Wire(asyncio.Protocol):
         self.closed = asyncio.Event()
         self.writable = True
         self.problem: ShardKVError | None = None
+        self._owes = False
+        """The peer was asked something since it was heard last."""
+        self._silent_looks = 0
+        self._unsent_bytes = 0
 
     async def say_hello(self) -> Hello:
         """Exchange hellos. Raises what the peer refused, or what was wrong with its hello."""
@@ -289,7 +304,22 @@ class _Wire(asyncio.Protocol):
         self._put(Request(request_id, op, ctx, shard, epoch, left_ms, payload))
         return request_id
 
+    def silent_looks(self) -> int:
+        """To be asked at regular times: how often in a row there was neither a word from a peer that owes an answer
+        nor progress in sending to it. Past LOOKS_PER_SILENCE it is given up.
+
+        Counting looks, not time: when this process itself was stopped, what came meanwhile is not read yet.
+        """
+        unsent_bytes = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        silent = self._owes and unsent_bytes >= self._unsent_bytes
+        self._unsent_bytes = unsent_bytes
+        self._silent_looks = self._silent_looks + 1 if silent else 0
+        if self._silent_looks > LOOKS_PER_SILENCE:
+            self._broke_off(UnavailableError("it has not said a word for too long"))
+        return self._silent_looks
+
     def _put(self, request: Request) -> None:
+        self._owes = True
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.append(request)
@@ -343,6 +373,8 @@ class _Wire(asyncio.Protocol):
                     self._deliver(reply)
         except RemoteProtocolError as error:
             self._broke_off(error)
+        self._silent_looks = 0
+        self._owes = bool(self.pending)
 
     def _deliver(self, reply: RawReply) -> None:
         on_reply = self.pending.pop(reply.id, None)

@@ -1,8 +1,15 @@
-"""A TCP proxy that misbehaves on command: cuts, half-open silence, slow links.
+"""A TCP proxy that misbehaves on command: cuts, half-open silence, one-way silence, slow and late links.
 
-`hold()` stops reading on both sides: a peer that is alive and takes nothing. `mute()` reads and throws away: a
-half-open link. `throttle(bytes_per_s)` lets bytes through at most so fast. `cut()` resets all connections;
-`refuse()` does so with every new one as well. `heal()` ends all of it; what was thrown away stays lost.
+    hold()      takes nothing more from one side or both; what is under way arrives after `heal`
+    mute()      takes everything and throws it away, and tells neither side when the other one closes: a half-open link
+    throttle()  lets bytes through at most so fast
+    delay()     lets bytes through so much later
+    cut()       resets all connections
+    refuse()    does so with every new one as well
+    heal()      ends all of it, and lets new connections through
+
+A connection that lost bytes stays mute after `heal`, for a stream with a hole is worth nothing: whoever uses it has
+to notice by himself. `cut()` ends it.
 """
 
 from __future__ import annotations
@@ -12,8 +19,26 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
+from enum import Flag
 
 PIECE_BYTES = 64 * 1024
+SLOW_PIECE_BYTES = 4096
+
+
+class Way(Flag):
+    """Which way bytes go."""
+
+    TO_TARGET = 1
+    BACK = 2
+    BOTH = TO_TARGET | BACK
+
+
+class _Link:
+    """One connection through the proxy: two pumps."""
+
+    def __init__(self) -> None:
+        self.mute = False
+        self.writers: list[asyncio.StreamWriter] = []
 
 
 class Proxy:
@@ -24,17 +49,23 @@ class Proxy:
         self.port = 0
         self.connections = 0
         """Accepted so far."""
+        self.bytes_passed = 0
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._muted = False
+        self._links: set[_Link] = set()
+        self._flowing = {Way.TO_TARGET: asyncio.Event(), Way.BACK: asyncio.Event()}
+        self._muting = False
         self._refusing = False
         self._bytes_per_s: float | None = None
+        self._delay_s = 0.0
+        self.heal()
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def open_links(self) -> int:
+        return len(self._links)
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=PIECE_BYTES)
@@ -47,56 +78,80 @@ class Proxy:
         self.cut()
         await asyncio.sleep(0)
 
-    def hold(self) -> None:
-        self._flowing.clear()
+    def hold(self, way: Way = Way.BOTH) -> None:
+        for one in way:
+            self._flowing[one].clear()
 
     def mute(self) -> None:
-        self._muted = True
+        self._muting = True
 
     def throttle(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
+
+    def delay(self, seconds: float) -> None:
+        self._delay_s = seconds
 
     def refuse(self) -> None:
         self._refusing = True
         self.cut()
 
     def cut(self) -> None:
-        for writer in list(self._writers):
-            _reset(writer)
+        for link in list(self._links):
+            for writer in link.writers:
+                _reset(writer)
 
     def heal(self) -> None:
-        self._muted = self._refusing = False
+        self._muting = self._refusing = False
         self._bytes_per_s = None
-        self._flowing.set()
+        self._delay_s = 0.0
+        for flowing in self._flowing.values():
+            flowing.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         if self._refusing:
             _reset(writer)
             return
+        link = _Link()
+        link.writers.append(writer)
+        self._links.add(link)
         try:
             far_reader, far_writer = await asyncio.open_connection(*self.target, limit=PIECE_BYTES)
+            link.writers.append(far_writer)
+            await asyncio.gather(
+                self._pump(link, Way.TO_TARGET, reader, far_writer), self._pump(link, Way.BACK, far_reader, writer)
+            )
+            for one in link.writers:
+                one.close()
         except OSError:
             _reset(writer)
-            return
-        self._writers |= {writer, far_writer}
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        self._writers -= {writer, far_writer}
+        finally:
+            self._links.discard(link)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, link: _Link, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while True:
-                await self._flowing.wait()
-                piece = await reader.read(PIECE_BYTES if self._bytes_per_s is None else 4096)
-                await self._flowing.wait()
-                if not piece:
-                    break
-                if self._bytes_per_s is not None:
-                    await asyncio.sleep(len(piece) / self._bytes_per_s)
-                if not self._muted:
+            while piece := await self._next_piece(way, reader):
+                if self._muting:
+                    link.mute = True
+                if not link.mute:
+                    self.bytes_passed += len(piece)
                     writer.write(piece)
                     await writer.drain()
-        writer.close()
+        if self._muting:
+            link.mute = True
+        if not link.mute:
+            writer.close()
+
+    async def _next_piece(self, way: Way, reader: asyncio.StreamReader) -> bytes:
+        """Empty at the end of the stream."""
+        await self._flowing[way].wait()
+        piece = await reader.read(PIECE_BYTES if self._bytes_per_s is None else SLOW_PIECE_BYTES)
+        if self._bytes_per_s is not None:
+            await asyncio.sleep(len(piece) / self._bytes_per_s)
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+        await self._flowing[way].wait()
+        return piece
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

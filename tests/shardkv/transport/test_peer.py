@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shardkv.errors import BatchTooLarge, OutcomeUnknown, ShardKVError, UnavailableError
+from shardkv.errors import BatchTooLarge, DeadlineExceeded, OutcomeUnknown, ShardKVError, UnavailableError
 from shardkv.limits import Limits
 from shardkv.transport import peer as peer_module
 from shardkv.transport import server as server_module
@@ -255,5 +255,43 @@ def test_a_link_that_breaks_after_long_use_is_mended_at_once(monkeypatch: pytest
                 proxy.cut()
                 await until(lambda: not peer.connected)
             assert await peer.call(Op.PING, None, timeout_s=5) == NOTHING
+
+    asyncio.run(main())
+
+
+IMPATIENT = Limits(silence_timeout_ms=200)
+
+
+def test_a_link_that_died_without_a_word_is_made_anew() -> None:
+    async def main() -> None:
+        async with world() as w, fault_proxy("127.0.0.1", w.port) as proxy, peer_to(proxy.port, IMPATIENT) as peer:
+            assert await peer.call(Op.PING, None, timeout_s=5) == NOTHING
+            proxy.mute()
+            with pytest.raises(DeadlineExceeded):
+                await peer.call(Op.PING, None, timeout_s=0.05)
+            outcomes: list[RawReply | ShardKVError] = []
+            peer.send(Op.META_READ, NOTHING, on_reply=outcomes.append)
+            await until(lambda: outcomes)
+            proxy.heal()
+            assert isinstance(outcomes[0], OutcomeUnknown)
+            assert "not said a word" in str(outcomes[0])
+            assert await peer.call(Op.PING, None, timeout_s=5) == NOTHING
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_is_long_in_answering_but_lives_is_kept() -> None:
+    async def main() -> None:
+        async with world() as w, peer_to(w.port, IMPATIENT) as peer:
+            await peer.wait_connected(5)
+            outcomes: list[RawReply | ShardKVError] = []
+            peer.send(Op.META_READ, NOTHING, on_reply=outcomes.append)
+            await asyncio.sleep(0.8)
+            assert not outcomes
+            assert peer.connected
+            ((connection, request_id),) = w.service.held
+            connection.reply(request_id, None)
+            await until(lambda: outcomes)
+            assert isinstance(outcomes[0], RawReply)
 
     asyncio.run(main())
