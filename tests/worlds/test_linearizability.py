@@ -221,7 +221,7 @@ class Counter:
         return IMPOSSIBLE
 
 
-def increments(results: Sequence[int | str]) -> list[Operation]:
+def increments(results: Sequence[object]) -> list[Operation]:
     """One after the other; the end of an unknown one is not known."""
     return [
         Operation("k", "incr", result, 2 * number, FOREVER if result == UNKNOWN else 2 * number + 1)
