@@ -12,16 +12,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tests.worlds.proxy import Way
 from tests.worlds.wired_cluster import WiredCluster
 
 FAULT_S = (0.15, 0.45)
 """How long a fault lasts."""
+PAUSE_MOST_S = 0.1
 SLOW_BYTES_PER_S = 200_000
 LATE_S = 0.03
 
-KINDS = ("kill", "freeze", "cut", "refuse", "mute", "hold both ways", "hold to", "hold back", "slow", "late")
+KINDS = (
+    *("kill", "freeze", "cut", "refuse", "mute", "hold both ways", "hold to", "hold back", "slow", "late"),
+    *4 * ("lose answers",),
+)
+"""Lost answers are the most telling: writes are applied, nobody is told, and others go on writing."""
 
 
 class Nemesis(threading.Thread):
@@ -41,7 +47,7 @@ class Nemesis(threading.Thread):
             for _ in range(self._rounds):
                 for kind in self._rng.sample(KINDS, len(KINDS)):
                     self.strike(kind, self._rng.choice(self._victims))
-                    time.sleep(self._rng.uniform(0, FAULT_S[0]))
+                    time.sleep(self._rng.uniform(0, PAUSE_MOST_S))
         except BaseException as error:
             self.surprises.append(error)
             raise
@@ -63,17 +69,18 @@ class Nemesis(threading.Thread):
         faults: dict[str, Callable[[], None]] = {
             "cut": proxy.cut,
             "refuse": proxy.refuse,
+            "lose answers": partial(proxy.lose_answers, self._rng.random()),
             "mute": proxy.mute,
             "hold both ways": proxy.hold,
-            "hold to": lambda: proxy.hold(Way.TO_TARGET),
-            "hold back": lambda: proxy.hold(Way.BACK),
-            "slow": lambda: proxy.throttle(SLOW_BYTES_PER_S),
-            "late": lambda: proxy.delay(LATE_S),
+            "hold to": partial(proxy.hold, Way.TO_TARGET),
+            "hold back": partial(proxy.hold, Way.BACK),
+            "slow": partial(proxy.throttle, SLOW_BYTES_PER_S),
+            "late": partial(proxy.delay, LATE_S),
         }
         world.wires.do(faults[kind])
         if kind != "cut":
             self._last()
-            world.wires.do(proxy.heal)
+            world.wires.do(proxy.cut_mute if kind == "lose answers" else proxy.heal)
 
     def _last(self) -> None:
         time.sleep(self._rng.uniform(*FAULT_S))

@@ -2,6 +2,7 @@
 
     hold()      takes nothing more from one side or both; what is under way arrives after `heal`
     mute()      takes everything and throws it away, and tells neither side when the other one closes: a half-open link
+    lose_answers()  does so with what comes back on one connection; the others go on
     throttle()  lets bytes through at most so fast
     delay()     lets bytes through so much later
     cut()       resets all connections
@@ -9,7 +10,7 @@
     heal()      ends all of it, and lets new connections through
 
 A connection that lost bytes stays mute after `heal`, for a stream with a hole is worth nothing: whoever uses it has
-to notice by himself. `cut()` ends it.
+to notice by himself. `cut()` ends it, `cut_mute()` no other.
 """
 
 from __future__ import annotations
@@ -33,12 +34,19 @@ class Way(Flag):
     BOTH = TO_TARGET | BACK
 
 
+NEITHER = Way(0)
+
+
 class _Link:
     """One connection through the proxy: two pumps."""
 
     def __init__(self) -> None:
-        self.mute = False
+        self.mute = NEITHER
         self.writers: list[asyncio.StreamWriter] = []
+
+    def reset(self) -> None:
+        for writer in self.writers:
+            _reset(writer)
 
 
 class Proxy:
@@ -51,9 +59,9 @@ class Proxy:
         """Accepted so far."""
         self.bytes_passed = 0
         self._server: asyncio.Server | None = None
-        self._links: set[_Link] = set()
+        self._links: list[_Link] = []
         self._flowing = {Way.TO_TARGET: asyncio.Event(), Way.BACK: asyncio.Event()}
-        self._muting = False
+        self._muting = NEITHER
         self._refusing = False
         self._bytes_per_s: float | None = None
         self._delay_s = 0.0
@@ -83,7 +91,13 @@ class Proxy:
             self._flowing[one].clear()
 
     def mute(self) -> None:
-        self._muting = True
+        self._muting = Way.BOTH
+
+    def lose_answers(self, chance: float) -> None:
+        """`chance` in [0, 1) says which connection; none when there is none."""
+        whole = [link for link in self._links if not link.mute]
+        if whole:
+            whole[int(chance * len(whole))].mute = Way.BACK
 
     def throttle(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -96,12 +110,17 @@ class Proxy:
         self.cut()
 
     def cut(self) -> None:
-        for link in list(self._links):
-            for writer in link.writers:
-                _reset(writer)
+        for link in self._links:
+            link.reset()
+
+    def cut_mute(self) -> None:
+        for link in self._links:
+            if link.mute:
+                link.reset()
 
     def heal(self) -> None:
-        self._muting = self._refusing = False
+        self._muting = NEITHER
+        self._refusing = False
         self._bytes_per_s = None
         self._delay_s = 0.0
         for flowing in self._flowing.values():
@@ -114,7 +133,7 @@ class Proxy:
             return
         link = _Link()
         link.writers.append(writer)
-        self._links.add(link)
+        self._links.append(link)
         try:
             far_reader, far_writer = await asyncio.open_connection(*self.target, limit=PIECE_BYTES)
             link.writers.append(far_writer)
@@ -126,19 +145,17 @@ class Proxy:
         except OSError:
             _reset(writer)
         finally:
-            self._links.discard(link)
+            self._links.remove(link)
 
     async def _pump(self, link: _Link, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while piece := await self._next_piece(way, reader):
-                if self._muting:
-                    link.mute = True
-                if not link.mute:
+                link.mute |= self._muting
+                if way not in link.mute:
                     self.bytes_passed += len(piece)
                     writer.write(piece)
                     await writer.drain()
-        if self._muting:
-            link.mute = True
+        link.mute |= self._muting
         if not link.mute:
             writer.close()
 
