@@ -33,10 +33,18 @@ class Limits:
     """Most unanswered requests of one connection; past it the socket is not read."""
     bytes_in_flight_max: int = 64 * MIB
     """Most bytes of unanswered requests of one connection; past it the socket is not read."""
+    process_requests_in_flight_max: int = 65_536
+    """Most unanswered requests of all connections of a process; past it, those over their share are Overloaded."""
+    process_bytes_in_flight_max: int = 256 * MIB
+    """Most bytes of requests, unfinished frames and unread replies of all connections; past it, as above."""
     output_bytes_max: int = 64 * MIB
     """Most bytes of replies a peer may leave unread; past a quarter of it the socket is not read, past it closed."""
     hello_timeout_ms: int = 5_000
     """A connection that has not said hello by then is closed."""
+    frame_timeout_ms: int = 30_000
+    """A connection whose frame is not complete so long after its first byte is closed."""
+    output_timeout_ms: int = 30_000
+    """A connection that has replies to read and takes no byte of them for this long is closed."""
     idle_timeout_ms: int = 300_000
     """A connection with nothing in flight and nothing said for this long is closed."""
     silence_timeout_ms: int = 10_000

@@ -10,7 +10,7 @@ import socket
 from typing import Any
 
 from shardkv.wire.frame import encode_frame
-from shardkv.wire.messages import encode_batch
+from shardkv.wire.messages import FRAME_REQUESTS_MAX, encode_batch
 
 BATCH_BYTES = 4 * 1024 * 1024
 """Past this size a batch is cut in two, so that one frame never holds up a connection for long."""
@@ -18,9 +18,10 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 def encode_frames(clock: int, messages: list[Any], bytes_max: int) -> list[bytes]:
     """Frames holding all `messages`; the body of each is at most `bytes_max` and BATCH_BYTES, or a single message."""
-    body = encode_batch(clock, messages)
-    if len(body) <= min(BATCH_BYTES, bytes_max) or len(messages) == 1:
-        return [encode_frame(body)]
+    if len(messages) <= FRAME_REQUESTS_MAX:
+        body = encode_batch(clock, messages)
+        if len(body) <= min(BATCH_BYTES, bytes_max) or len(messages) == 1:
+            return [encode_frame(body)]
     half = len(messages) // 2
     return encode_frames(clock, messages[:half], bytes_max) + encode_frames(clock, messages[half:], bytes_max)
 

@@ -3,7 +3,8 @@ service's business.
 
 Invariants: nothing but a hello is listened to before the hello was accepted; a peer that breaks a rule gets one
 error and is closed; reading stops while a connection has too much unanswered or unread, so memory stays bounded;
-replies of one loop turn leave in one write.
+no connection is worked for longer than TURN_S before the others get their turn; replies of one loop turn leave in one
+write.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol, cast
 
 from shardkv.errors import (
@@ -29,7 +31,9 @@ from shardkv.errors import (
 )
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
+from shardkv.transport.admission import LOOK_INTERVAL_S, Admission, Load
 from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
+from shardkv.transport.pace import Pace
 from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
@@ -48,6 +52,11 @@ from shardkv.wire.messages import (
 log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
+TURN_S = 0.002
+"""How long one connection's requests are worked on before the others get their turn."""
+STRETCH = 8
+QUICK_S = TURN_S / 4
+"""So many requests are begun between two looks at the clock, while that takes less than QUICK_S; else only one."""
 CONTEXTS_MAX = 1024
 """Most contexts one connection may register."""
 DEADLINE_MS_MAX = 24 * 3600 * 1000
@@ -89,6 +98,12 @@ class Server:
         self.clock = clock or HybridClock()
         self.connections: set[Connection] = set()
         self.draining = False
+        self.admission = Admission(limits)
+        self.answered = 0
+        """Replies since the last look at the load."""
+        self.look_due = False
+        self.finishing: Connection | None = None
+        """The one connection over its share that is read and served on while the process is crowded."""
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -119,6 +134,35 @@ class Server:
             self._sweeper.cancel()
         await asyncio.sleep(0)
 
+    def watch_load(self) -> None:
+        """Something was heard: see soon what all connections cost together."""
+        self.look_due = True
+        asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
+
+    def _look(self) -> None:
+        self.look_due = False
+        connections = list(self.connections)
+        loads = [connection.load() for connection in connections]
+        was_crowded = self.admission.crowded
+        self.admission.look(loads, self.answered, monotonic())
+        self.answered = 0
+        if self.admission.unread_too_much:
+            most = max(range(len(loads)), key=lambda number: loads[number].unread)
+            connections[most].cut_off("slow_reader_closed")
+        if self.admission.crowded:
+            self.watch_load()
+            self._let_one_finish()
+        elif was_crowded:
+            for connection in connections:
+                connection.make_room()
+
+    def _let_one_finish(self) -> None:
+        """When unfinished frames alone crowd the process, all would wait for each other."""
+        if self.finishing not in self.connections or not self.finishing.unfinished_bytes:
+            self.finishing = max(self.connections, key=lambda connection: connection.unfinished_bytes, default=None)
+            if self.finishing is not None:
+                self.finishing.make_room()
+
     def _sweep(self) -> None:
         """End what has taken too long: silent connections, and requests past their deadline."""
         loop = asyncio.get_running_loop()
@@ -135,6 +179,7 @@ class Connection(asyncio.Protocol):
     the service still at it) or answered. The service's answer to a late one goes nowhere; only then is its id free.
     Requests wait while as many are open, or as many bytes unread by the peer, as the limits allow. An open request
     counts with the bytes it came in or those of a recent reply, whichever is more: a few bytes can ask for megabytes.
+    Frames are decoded one by one, when the requests of the one before were handed over.
     """
 
     def __init__(self, server: Server) -> None:
@@ -143,9 +188,15 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder(limits.hello_bytes_max)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._bodies: deque[bytes] = deque()
+        """Frames that are not decoded yet."""
         self._waiting: deque[tuple[Request, float | None, int]] = deque()
+        self._frame_bytes = 0
+        """Size of the frame the waiting requests came in."""
         self._open: dict[int, tuple[int, float | None, int]] = {}
         self._open_bytes = 0
+        self._refusal: Overloaded | None = None
+        """What requests are told that come now; None: they are begun."""
         self._late: set[int] = set()
         self._replies: list[Reply] = []
         self._reply_bytes = 0
@@ -154,6 +205,10 @@ class Connection(asyncio.Protocol):
         self._flush_due = False
         self._reading = True
         self._writable = True
+        self._stretch = STRETCH
+        self._frames_taken = 0
+        self._sent_bytes = 0
+        self._pace = Pace(self._loop.time())
         self._contexts: dict[int, Context] = {}
         self._heard_at = self._began_at = self._loop.time()
         self.peer: Hello | None = None
@@ -164,7 +219,7 @@ class Connection(asyncio.Protocol):
     def in_flight(self) -> int:
         """Requests not answered yet, and replies not sent yet, be it in part."""
         unsent = self._transport is not None and self._transport.get_write_buffer_size() > 0
-        return len(self._waiting) + len(self._open) + len(self._replies) + unsent
+        return len(self._bodies) + len(self._waiting) + len(self._open) + len(self._replies) + unsent
 
     @property
     def closed(self) -> bool:
@@ -212,6 +267,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._server.connections.discard(self)
+        self._bodies.clear()
         self._waiting.clear()
         self._open.clear()
         self._replies.clear()
@@ -226,19 +282,23 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
+        if not self._server.look_due:
+            self._server.watch_load()
         try:
-            for body in self._decoder.feed(data):
-                self._take(body)
+            bodies = self._decoder.feed(data)
         except ProtocolError as error:
             self._refuse(error)
-        else:
-            self._work()
+            return
+        self._bodies += bodies
+        self._work()
 
     # Requests in
 
     def _take(self, body: bytes) -> None:
         clock, requests = decode_requests(body)
         self._server.clock.observe(clock, wall_ms())
+        self._frames_taken += 1
+        self._frame_bytes = len(body)
         share = len(body) // (len(requests) or 1)
         for request in requests:
             if self.peer is None:
@@ -264,16 +324,43 @@ class Connection(asyncio.Protocol):
         self._answer(Reply(request.id, OK, me.hello()))
 
     def _work(self) -> None:
-        """Hand over waiting requests as far as the limits allow, and read on accordingly."""
-        waiting = self._waiting
+        """Hand over what came as far as the limits and this connection's turn allow, and read on accordingly."""
+        crowded = self._server.admission.crowded and self is not self._server.finishing
+        self._refusal = self._server.admission.refusal_of(self.load()) if crowded else None
         try:
-            while waiting and not self._full(1):
-                self._hand_over(*waiting.popleft())
+            now = monotonic()
+            turn_ends_at = now + TURN_S
+            while self._work_through(self._stretch):
+                began, now = now, monotonic()
+                self._stretch = STRETCH if now - began < QUICK_S else 1
+                if now >= turn_ends_at:
+                    self._work_again()
+                    break
         except RemoteProtocolError as error:
             self._refuse(error)
             return
         self._server.service.on_batch_end(self)
         self._adjust_reading()
+
+    def _work_through(self, count: int) -> bool:
+        """Take up to `count` frames and requests; False: no more of them can be begun now."""
+        waiting, bodies = self._waiting, self._bodies
+        for _ in range(count):
+            if waiting:
+                if self._full(1):
+                    return False
+                self._hand_over(*waiting.popleft())
+            elif bodies:
+                self._take(bodies.popleft())
+            else:
+                return False
+        return True
+
+    def _work_again(self) -> None:
+        """Go on after the others were served."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_and_work)
 
     def _hand_over(self, request: Request, deadline: float | None, size: int) -> None:
         if request.id in self._open or request.id in self._late:
@@ -281,6 +368,8 @@ class Connection(asyncio.Protocol):
         self._open[request.id] = (size, deadline, request.op)
         self._open_bytes += size
         try:
+            if self._refusal is not None:
+                raise self._refusal
             if deadline is not None and deadline <= self._loop.time():
                 raise DeadlineExceeded("The deadline passed before the request was begun.")
             self._dispatch(request, deadline)
@@ -295,14 +384,14 @@ class Connection(asyncio.Protocol):
     def _dispatch(self, request: Request, deadline: float | None) -> None:
         if self._server.draining:
             raise Draining("This process is shutting down.", hint="Retry; another one takes over.")
-        if request.op == Op.PING:
+        if request.op not in _OWN_OPS:
+            self._server.service.on_request(self, request, deadline)
+        elif request.op == Op.PING:
             self.reply(request.id, None)
         elif request.op == Op.CONTEXT:
             self._register(request)
-        elif request.op == Op.HELLO:
-            raise RemoteProtocolError("A connection says hello once.")
         else:
-            self._server.service.on_request(self, request, deadline)
+            raise RemoteProtocolError("A connection says hello once.")
 
     def _register(self, request: Request) -> None:
         context: Context = decode_context(request.payload)
@@ -323,13 +412,12 @@ class Connection(asyncio.Protocol):
         if self._reply_bytes > BATCH_BYTES:
             self._flush()
         elif not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush_and_work)
+            self._work_again()
 
     def _flush_and_work(self) -> None:
         self._flush_due = False
         self._flush()
-        if self._waiting or not self._reading:
+        if self._waiting or self._bodies or not self._reading:
             self._work()
 
     def _flush(self) -> None:
@@ -340,10 +428,12 @@ class Connection(asyncio.Protocol):
         frames = self._frames(replies)
         if any(len(frame) > self._limits.frame_bytes_max + HEADER_BYTES for frame in frames):
             frames = [part for reply in replies for part in self._fitting(reply)]
-        self._transport.write(b"".join(frames))
+        self._server.answered += len(replies)
+        data = b"".join(frames)
+        self._sent_bytes += len(data)
+        self._transport.write(data)
         if self._transport.get_write_buffer_size() > self._limits.output_bytes_max + self._limits.frame_bytes_max:
-            log.warning("slow_reader_closed peer=%s", self.peer and self.peer.name)
-            self._transport.abort()
+            self.cut_off("slow_reader_closed")
 
     def _fitting(self, reply: Reply) -> list[bytes]:
         """The frame of one reply, or of the error that it does not fit in a frame."""
@@ -364,6 +454,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: ShardKVError) -> None:
         """The one error a peer gets that breaks the rules; then the connection is closed."""
         log.warning("peer_refused code=%s reason=%r", error.code, error.message)
+        self._bodies.clear()
         self._waiting.clear()
         self._decoder.body_bytes_max = -1
         self._answer(error_reply(0, error))
@@ -377,28 +468,74 @@ class Connection(asyncio.Protocol):
             not self._writable
             or len(self._open) * scale >= self._limits.requests_in_flight_max
             or self._open_bytes * scale >= self._limits.bytes_in_flight_max
-            or len(self._open) * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max
+            or (
+                len(self._open) * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max
+                and self._answers_to_come() * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max
+            )
         )
+
+    def _answers_to_come(self) -> int:
+        """Open requests whose replies may be large: those that are no writes."""
+        return sum(op != Op.WRITE for _, _, op in self._open.values())
 
     def _adjust_reading(self) -> None:
         """Stop reading a peer that has too much in flight; go on when half of it is done."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._reading and (self._waiting or self._full(1)):
+        busy = self._waiting or self._bodies or (self._server.admission.crowded and self._hoards())
+        if self._reading and (busy or self._full(1)):
             self._reading = False
             self._transport.pause_reading()
-        elif not self._reading and not self._waiting and not self._full(2):
+        elif not self._reading and not busy and not self._full(2):
             self._reading = True
             self._transport.resume_reading()
 
+    def _hoards(self) -> bool:
+        """Whether an unfinished frame of a peer over its share must wait until the process has room for the rest."""
+        server = self._server
+        return self.unfinished_bytes > 0 and self is not server.finishing and server.admission.over_share(self.load())
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """How much there is of a frame whose rest has not come."""
+        return self._decoder.buffered
+
+    def make_room(self) -> None:
+        """The process takes requests again."""
+        if not self._reading:
+            self._adjust_reading()
+
+    def load(self) -> Load:
+        """What this connection costs now."""
+        unread = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        held = self._open_bytes + self._decoder.buffered + unread
+        if self._waiting or self._bodies:
+            held += self._frame_bytes + sum(map(len, self._bodies))
+        return Load(len(self._open) + len(self._waiting), held, unread)
+
+    def cut_off(self, event: str) -> None:
+        """End the connection at once; what the peer has not read is lost."""
+        log.warning("%s peer=%s", event, self.peer and self.peer.name)
+        if self._transport is not None:
+            self._transport.abort()
+
     def sweep(self, now: float) -> None:
         """Called by the server about once a second: ends what has taken too long."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None:
             return
-        silent_ms = (now - self._heard_at) * 1000
-        if self.peer is None and (now - self._began_at) * 1000 > self._limits.hello_timeout_ms:
-            self._refuse(RemoteProtocolError(f"No hello came within {self._limits.hello_timeout_ms} ms."))
-        elif not self._open and silent_ms > self._limits.idle_timeout_ms:
+        limits, pace = self._limits, self._pace
+        unread = self._transport.get_write_buffer_size()
+        unfinished = self._decoder.buffered > 0 and self._reading
+        pace.look(now, self._frames_taken, self._sent_bytes - unread, unfinished=unfinished, unread=unread > 0)
+        if (now - pace.reads_since) * 1000 > limits.output_timeout_ms:
+            self.cut_off("stuck_reader_closed")
+        elif self._transport.is_closing():
+            return
+        elif self.peer is None and (now - self._began_at) * 1000 > limits.hello_timeout_ms:
+            self._refuse(RemoteProtocolError(f"No hello came within {limits.hello_timeout_ms} ms."))
+        elif (now - pace.sends_since) * 1000 > limits.frame_timeout_ms:
+            self._refuse(RemoteProtocolError(f"A frame was not complete within {limits.frame_timeout_ms} ms."))
+        elif not self._open and (now - self._heard_at) * 1000 > limits.idle_timeout_ms:
             self.close()
         for request_id in [number for number, (_, end, _) in self._open.items() if end is not None and end < now]:
             self._give_up(request_id)
@@ -413,6 +550,8 @@ class Connection(asyncio.Protocol):
 
 
 _NOT_OPEN = (0, None, 0)
+_OWN_OPS = frozenset(map(int, (Op.HELLO, Op.PING, Op.CONTEXT)))
+"""What a connection answers itself. As plain numbers: comparing with a member of an enum takes 15 times as long."""
 
 
 def wall_ms() -> int:

@@ -21,6 +21,9 @@ MAGIC = "shardkv"
 COLUMN_LENGTH_HARD_MAX = 1_000_000
 """No column longer than this is even decoded; `Limits.operations_max` then gives the exact, kinder refusal."""
 
+FRAME_REQUESTS_MAX = 16_384
+"""Most requests of one frame: it is decoded in one go, and nobody else is served meanwhile."""
+
 NAME_LENGTH_MAX = 255
 """Characters of a keyspace's, principal's or trace's name."""
 
@@ -304,7 +307,7 @@ class MetaEntries(Message):
     entries: list[MetaEntry]
 
 
-Requests = tuple[int, Annotated[list[Request], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]]
+Requests = tuple[int, Annotated[list[Request], msgspec.Meta(max_length=FRAME_REQUESTS_MAX)]]
 Replies = tuple[int, Annotated[list[RawReply], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]]
 
 Batch = TypeVar("Batch")

@@ -1,0 +1,218 @@
+"""What connections owe each other: turns, and room in the process; and peers too slow with their part."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from shardkv.limits import MIB, Limits
+from shardkv.transport import server as server_module
+from shardkv.transport.server import Connection
+from shardkv.wire.frame import encode_frame
+from shardkv.wire.messages import (
+    ERROR,
+    FRAME_REQUESTS_MAX,
+    OK,
+    Op,
+    Request,
+    encode_batch,
+    raw,
+    reply_error,
+)
+from tests.shardkv.transport.test_server import until
+from tests.shardkv.transport.test_server_time import Raw, asked, serve
+
+
+@pytest.fixture(autouse=True)
+def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "SWEEP_INTERVAL_S", 0.02)
+
+
+def many(op: Op, numbers: range) -> list[Request]:
+    return [asked(op, request_id=number) for number in numbers]
+
+
+@pytest.mark.parametrize("frames", [1, 1000])
+def test_a_flood_is_worked_in_turns_with_the_others(frames: int) -> None:
+    async def main() -> None:
+        server, service, flood = await serve()
+        other = Raw(flood.port)
+        await other.connect()
+        done = 0
+
+        def spin(connection: Connection, request: Request, deadline: float | None) -> None:
+            nonlocal done
+            until_s = time.perf_counter() + 0.0002
+            while time.perf_counter() < until_s:
+                pass
+            done += 1
+            connection.reply(request.id, None)
+
+        service.on_request = spin  # type: ignore[method-assign]
+        requests = many(Op.STATUS, range(1, 2001))
+        size = len(requests) // frames
+        data = b"".join(
+            encode_frame(encode_batch(0, list(requests[at : at + size]))) for at in range(0, len(requests), size)
+        )
+        flood.writer.write(data)
+        await until(lambda: done)
+        began = done
+        other.send(asked(Op.STATUS))
+        assert (await other.reply()).status == OK
+        assert done - began < 200, "the other waited for the flood's end"
+        for _ in requests:
+            assert (await flood.reply()).status == OK
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_a_frame_of_too_many_requests_is_refused_before_it_is_decoded() -> None:
+    async def main() -> None:
+        server, _, client = await serve()
+        client.send(*many(Op.PING, range(1, FRAME_REQUESTS_MAX + 1)))
+        for _ in range(FRAME_REQUESTS_MAX):
+            assert (await client.reply()).status == OK
+        client.send(*many(Op.PING, range(1, FRAME_REQUESTS_MAX + 2)))
+        refused = await client.reply()
+        assert (refused.id, refused.status) == (0, ERROR)
+        assert str(FRAME_REQUESTS_MAX) in reply_error(refused.payload).message
+        assert await client.reader.read() == b""
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_a_full_process_refuses_those_who_fill_it_and_serves_the_others() -> None:
+    async def main() -> None:
+        server, service, flood = await serve(Limits(process_requests_in_flight_max=20))
+        modest = Raw(flood.port)
+        await modest.connect()
+        flood.send(*many(Op.META_READ, range(1, 26)))
+        await until(lambda: server.admission.crowded)
+        flood.send(asked(Op.META_READ, request_id=99))
+        refused = await flood.reply()
+        error = reply_error(refused.payload)
+        assert (refused.id, error.code) == (99, "overloaded")
+        assert 20 <= error.detail["retry_after_ms"] <= 5000
+        modest.send(asked(Op.PING))
+        assert (await modest.reply()).status == OK
+        for connection, request_id in service.held:
+            connection.reply(request_id, None)
+        for _ in range(25):
+            assert (await flood.reply()).status == OK
+        await until(lambda: not server.admission.crowded)
+        flood.send(asked(Op.PING, request_id=99))
+        assert (await flood.reply()).status == OK
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_unfinished_frames_are_finished_one_by_one_when_they_fill_the_process() -> None:
+    async def main() -> None:
+        server, _, first = await serve(Limits(process_bytes_in_flight_max=8 * MIB))
+        clients = [first, *(Raw(first.port) for _ in range(4))]
+        for client in clients[1:]:
+            await client.connect()
+        body = encode_batch(0, [Request(1, Op.PING, 0, None, None, None, raw(bytes(8 * MIB)))])
+        for client in clients:
+            client.writer.write(encode_frame(body)[:-1])
+        await until(lambda: server.admission.crowded)
+        await until(lambda: sum(connection._reading for connection in server.connections) == 1)
+        assert server.admission.total.bytes < 20 * MIB
+        for client in clients:
+            client.writer.write(body[-1:])
+        for client in clients:
+            assert (await client.reply()).status == OK
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_a_frame_in_drops_is_given_up() -> None:
+    async def main() -> None:
+        server, _, slow = await serve(Limits(frame_timeout_ms=100))
+        frame = encode_frame(encode_batch(0, [asked(Op.PING)]))
+        for _ in range(2):
+            slow.writer.write(frame)
+            assert (await slow.reply()).status == OK
+        await asyncio.sleep(0.15)
+        slow.writer.write(frame[:5])
+        for number in [*frame[5:], *frame * 100]:
+            slow.writer.write(bytes([number]))
+            await asyncio.sleep(0.01)
+            if not server.connections:
+                break
+        refused = await slow.reply()
+        assert (refused.id, refused.status) == (0, ERROR)
+        assert "not complete within 100 ms" in reply_error(refused.payload).message
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_frames_that_keep_coming_are_no_frame_that_never_ends() -> None:
+    async def main() -> None:
+        server, _, client = await serve(Limits(frame_timeout_ms=60))
+        frame = encode_frame(encode_batch(0, [asked(Op.PING)]))
+        client.writer.write(frame[:9])
+        for _ in range(20):
+            client.writer.write(frame[9:] + frame[:9])
+            assert (await client.reply()).status == OK
+            await asyncio.sleep(0.02)
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_who_takes_nothing_of_what_waits_for_it_is_cut_off() -> None:
+    async def main() -> None:
+        server, service, client = await serve(Limits(output_timeout_ms=150, frame_bytes_max=MIB))
+        transport = client.writer.transport
+        transport.pause_reading()  # type: ignore[attr-defined]
+        client.send(*many(Op.META_READ, range(1, 61)))
+        await until(lambda: len(service.held) == 60)
+        for connection, request_id in service.held:
+            connection.reply(request_id, bytes(200_000), size_bytes=200_000)
+        await until(lambda: service.closed)
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_a_closed_peer_that_does_not_read_its_last_words_is_not_kept() -> None:
+    async def main() -> None:
+        server, service, client = await serve(Limits(output_timeout_ms=150, frame_bytes_max=MIB, idle_timeout_ms=50))
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.send(*many(Op.META_READ, range(1, 61)))
+        await until(lambda: len(service.held) == 60)
+        for connection, request_id in service.held:
+            connection.reply(request_id, bytes(200_000), size_bytes=200_000)
+        client.writer.write(b"\xff\xff\xff\xff" + bytes(100))
+        await until(lambda: not server.connections)
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_replies_nobody_reads_are_bounded_for_the_process_too() -> None:
+    async def main() -> None:
+        limits = Limits(process_bytes_in_flight_max=8 * MIB, frame_bytes_max=MIB)
+        server, service, first = await serve(limits)
+        clients = [first, *(Raw(first.port) for _ in range(5))]
+        for client in clients[1:]:
+            await client.connect()
+        for client in clients:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.send(*many(Op.META_READ, range(1, 61)))
+        await until(lambda: len(service.held) == 360)
+        for connection, request_id in service.held:
+            connection.reply(request_id, bytes(200_000), size_bytes=200_000)
+        await until(lambda: service.closed and not server.admission.unread_too_much)
+        assert server.connections
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
