@@ -32,6 +32,7 @@ from shardkv.errors import (
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.admission import LOOK_INTERVAL_S, Admission, Load
+from shardkv.transport.farewell import LINGERING_MAX, Farewell
 from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
 from shardkv.transport.pace import Pace
 from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
@@ -104,6 +105,7 @@ class Server:
         self.look_due = False
         self.finishing: Connection | None = None
         """The one connection over its share that is read and served on while the process is crowded."""
+        self.lingering: set[Farewell] = set()
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -130,6 +132,8 @@ class Server:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.close()
+        for refused in list(self.lingering):
+            refused.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await asyncio.sleep(0)
@@ -159,7 +163,8 @@ class Server:
     def _let_one_finish(self) -> None:
         """When unfinished frames alone crowd the process, all would wait for each other."""
         if self.finishing not in self.connections or not self.finishing.unfinished_bytes:
-            self.finishing = max(self.connections, key=lambda connection: connection.unfinished_bytes, default=None)
+            unfinished = [connection for connection in self.connections if connection.unfinished_bytes]
+            self.finishing = max(unfinished, key=lambda connection: connection.unfinished_bytes, default=None)
             if self.finishing is not None:
                 self.finishing.make_room()
 
@@ -168,6 +173,8 @@ class Server:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        if not self.look_due:
+            self._look()
         for connection in list(self.connections):
             connection.sweep(now)
 
@@ -261,7 +268,7 @@ class Connection(asyncio.Protocol):
         set_socket_options(transport)
         self._transport.set_write_buffer_limits(high=self._limits.output_bytes_max // 4)
         self._server.connections.add(self)
-        if len(self._server.connections) > self._limits.connections_max:
+        if len(self._server.connections) + len(self._server.lingering) > self._limits.connections_max:
             self._refuse(Overloaded(f"This process already has {self._limits.connections_max} connections, its limit."))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -454,13 +461,18 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: ShardKVError) -> None:
         """The one error a peer gets that breaks the rules; then the connection is closed."""
         log.warning("peer_refused code=%s reason=%r", error.code, error.message)
-        self._bodies.clear()
-        self._waiting.clear()
-        self._decoder.body_bytes_max = -1
+        transport, lingering = self._transport, self._server.lingering
+        if transport is None or transport.is_closing():
+            return
         self._answer(error_reply(0, error))
-        if self._transport is not None:
-            self._transport.pause_reading()
-        self.close()
+        self._flush()
+        if len(lingering) >= LINGERING_MAX or transport.is_closing():
+            transport.close()
+            return
+        if not self._reading:
+            transport.resume_reading()
+        Farewell(transport, lingering)
+        self.connection_lost(None)
 
     def _full(self, scale: int) -> bool:
         """Whether the peer has too much unanswered or unread. `scale` 2: more than half of it."""

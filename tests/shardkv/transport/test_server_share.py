@@ -8,6 +8,7 @@ import time
 import pytest
 
 from shardkv.limits import MIB, Limits
+from shardkv.transport import farewell
 from shardkv.transport import server as server_module
 from shardkv.transport.server import Connection
 from shardkv.wire.frame import encode_frame
@@ -117,12 +118,12 @@ def test_unfinished_frames_are_finished_one_by_one_when_they_fill_the_process() 
         clients = [first, *(Raw(first.port) for _ in range(4))]
         for client in clients[1:]:
             await client.connect()
-        body = encode_batch(0, [Request(1, Op.PING, 0, None, None, None, raw(bytes(8 * MIB)))])
+        body = encode_batch(0, [Request(1, Op.PING, 0, None, None, None, raw(bytes(16 * MIB)))])
         for client in clients:
             client.writer.write(encode_frame(body)[:-1])
         await until(lambda: server.admission.crowded)
         await until(lambda: sum(connection._reading for connection in server.connections) == 1)
-        assert server.admission.total.bytes < 20 * MIB
+        assert server.admission.total.bytes < 60 * MIB
         for client in clients:
             client.writer.write(body[-1:])
         for client in clients:
@@ -140,12 +141,14 @@ def test_a_frame_in_drops_is_given_up() -> None:
             slow.writer.write(frame)
             assert (await slow.reply()).status == OK
         await asyncio.sleep(0.15)
-        slow.writer.write(frame[:5])
-        for number in [*frame[5:], *frame * 100]:
-            slow.writer.write(bytes([number]))
+        slow.writer.write(encode_frame(bytes(2000))[:5])
+        for _ in range(1000):
+            slow.writer.write(b"\0")
             await asyncio.sleep(0.01)
             if not server.connections:
                 break
+        else:
+            raise AssertionError("a frame that never ends was waited for")
         refused = await slow.reply()
         assert (refused.id, refused.status) == (0, ERROR)
         assert "not complete within 100 ms" in reply_error(refused.payload).message
@@ -183,16 +186,35 @@ def test_who_takes_nothing_of_what_waits_for_it_is_cut_off() -> None:
     asyncio.run(main())
 
 
-def test_a_closed_peer_that_does_not_read_its_last_words_is_not_kept() -> None:
+def test_a_refused_peer_that_does_not_read_why_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(farewell, "LINGER_S", 0.05)
+
     async def main() -> None:
-        server, service, client = await serve(Limits(output_timeout_ms=150, frame_bytes_max=MIB, idle_timeout_ms=50))
+        server, service, client = await serve(Limits(frame_bytes_max=MIB))
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         client.send(*many(Op.META_READ, range(1, 61)))
         await until(lambda: len(service.held) == 60)
         for connection, request_id in service.held:
             connection.reply(request_id, bytes(200_000), size_bytes=200_000)
         client.writer.write(b"\xff\xff\xff\xff" + bytes(100))
-        await until(lambda: not server.connections)
+        await until(lambda: server.lingering)
+        assert not server.connections
+        await until(lambda: not server.lingering)
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+def test_who_is_refused_while_it_sends_can_still_read_why() -> None:
+    async def main() -> None:
+        server, _, client = await serve()
+        client.writer.write(b"\xff\xff\xff\xff" + bytes(8 * MIB))
+        await client.writer.drain()
+        assert reply_error((await client.reply()).payload).code == "frame_too_large"
+        assert await client.reader.read() == b""
+        assert not server.connections
+        client.writer.close()
+        await until(lambda: not server.lingering)
         await server.drain(grace_s=0)
 
     asyncio.run(main())
