@@ -33,6 +33,7 @@ from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.admission import LOOK_INTERVAL_S, Admission, Load
 from shardkv.transport.farewell import LINGERING_MAX, Farewell
+from shardkv.transport.ordering import KeyOrder
 from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
 from shardkv.transport.pace import Pace
 from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
@@ -202,6 +203,7 @@ class Connection(asyncio.Protocol):
         """Size of the frame the waiting requests came in."""
         self._open: dict[int, tuple[int, float | None, int]] = {}
         self._open_bytes = 0
+        self._order: KeyOrder | None = None
         self._refusal: Overloaded | None = None
         """What requests are told that come now; None: they are begun."""
         self._late: set[int] = set()
@@ -328,7 +330,9 @@ class Connection(asyncio.Protocol):
         check_hello(me, hello)
         self.peer = hello
         self._decoder.body_bytes_max = self._limits.frame_bytes_max
-        self._answer(Reply(request.id, OK, me.hello()))
+        if hello.ordered:
+            self._order = KeyOrder()
+        self._answer(Reply(request.id, OK, me.hello(ordered=hello.ordered)))
 
     def _work(self) -> None:
         """Hand over what came as far as the limits and this connection's turn allow, and read on accordingly."""
@@ -354,7 +358,7 @@ class Connection(asyncio.Protocol):
         waiting, bodies = self._waiting, self._bodies
         for _ in range(count):
             if waiting:
-                if self._full(1):
+                if self._full(1) or not (self._order is None or self._order.begin(waiting[0][0])):
                     return False
                 self._hand_over(*waiting.popleft())
             elif bodies:
@@ -413,6 +417,8 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         self._open_bytes -= self._open.pop(reply.id, _NOT_OPEN)[0]
+        if self._order is not None:
+            self._order.ended(reply.id)
         self._replies.append(reply)
         self._reply_bytes += size_bytes
         self._reply_bytes_usual += (size_bytes - self._reply_bytes_usual) >> 3

@@ -24,7 +24,8 @@ class Identity:
     """None: does not know it yet (a client, or a process before it reached the metadata store)."""
     incarnation: int = 0
 
-    def hello(self) -> Hello:
+    def hello(self, *, ordered: bool = False) -> Hello:
+        """`ordered`: asks for, or grants, per-key order."""
         return Hello(
             magic=MAGIC,
             protocol=PROTOCOL_VERSION,
@@ -33,7 +34,7 @@ class Identity:
             cluster_id=self.cluster_id,
             incarnation=self.incarnation,
             credentials=None,
-            ordered=False,
+            ordered=ordered,
         )
 
 
