@@ -2,7 +2,9 @@
 
 Invariants: at most one group is between log and apply; groups are applied in the order they were logged; a write is
 acknowledged only after its group was applied, and in `always` mode only after its group was synced. Writes wait
-here, bounded in bytes, while the store is stalled or slows writers down.
+here, bounded in bytes, while the store is stalled or slows writers down. While they wait longer than STANDING_S, fewer
+of them may wait than one connection may have unanswered, so that reads behind them on the same connection, a
+router's, are still heard: the latest are refused, before anything was done.
 A failed write or sync of the log is fatal: `on_fatal` runs, and the writes in question end in OutcomeUnknown. So is
 a group that was logged and could not be applied: memory and log no longer agree, and only recovery puts that right.
 """
@@ -12,8 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
+from shardkv.limits import DEFAULT_LIMITS, Limits
+from shardkv.transport.admission import overloaded
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Group, Write
 
@@ -22,6 +27,12 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 WRITE_BYTES = 512
 OPERATION_BYTES = 64
 """What a waiting write, and each of its operations, takes beside keys and values, about."""
+STANDING_S = 0.25
+"""A queue that has given nothing to the log for so long stands: what is added to it would not be done soon."""
+STANDING_SHARE = 4
+"""One part in so many of what a connection may have unanswered may wait in a queue that stands."""
+GROUP_SHARE = 2
+"""One part in so many of the requests a connection may have unanswered may be in one group: its sync may take long."""
 GROUP_BYTES = 8 * 1024 * 1024
 """A group is closed at about this size: it bounds how long one sync, and everyone behind it, takes."""
 
@@ -29,7 +40,15 @@ GROUP_BYTES = 8 * 1024 * 1024
 class Committer:
     """Drives one store's writes. `on_fatal` runs whenever it shows that the store can take no more of them."""
 
-    def __init__(self, store: Store, *, on_fatal: Callable[[StorageError], None]) -> None:
+    def __init__(
+        self, store: Store, *, on_fatal: Callable[[StorageError], None], limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self._standing_writes_max = limits.requests_in_flight_max // STANDING_SHARE
+        self._standing_bytes_max = limits.bytes_in_flight_max // STANDING_SHARE
+        self._group_writes_max = max(1, limits.requests_in_flight_max // GROUP_SHARE)
+        self._moved_at = monotonic()
+        """When the queue was empty last, or gave something to the log."""
+        self._shed_due = False
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._on_fatal = on_fatal
@@ -58,14 +77,40 @@ class Committer:
             raise refusal
         size = sum(map(len, write.values)) + sum(map(len, write.keys))
         size += WRITE_BYTES + OPERATION_BYTES * len(write.keys)
-        if self._queue and self._queued_bytes + size > QUEUED_BYTES_MAX:
-            raise Overloaded(
-                f"{self._queued_bytes} bytes of writes are waiting for the disk on this node.",
-                hint="Retry after a moment.",
-            )
+        if not self._queue:
+            self._moved_at = monotonic()
+        elif self._queued_bytes + size > QUEUED_BYTES_MAX:
+            raise self._overloaded()
         self._queue.append((write, deadline, size))
         self._queued_bytes += size
+        if self._crowded and not self._shed_due:
+            self._shed_due = True
+            self._loop.call_later(STANDING_S, self._shed)
         self._schedule()
+
+    @property
+    def _crowded(self) -> bool:
+        return len(self._queue) > self._standing_writes_max or self._queued_bytes > self._standing_bytes_max
+
+    def _shed(self) -> None:
+        """Refuse the latest writes of a queue that stands, down to what may wait in it; look again while it is long."""
+        self._shed_due = False
+        if monotonic() - self._moved_at >= STANDING_S:
+            refusal = self._overloaded()
+            while self._crowded:
+                write, _, size = self._queue.pop()
+                self._queued_bytes -= size
+                _finish(write, refusal)
+        elif self._crowded:
+            self._shed_due = True
+            self._loop.call_later(STANDING_S / 5, self._shed)
+
+    def _overloaded(self) -> Overloaded:
+        """Come back after as long as the queue stands already: nothing else is known about how long it will."""
+        return overloaded(
+            f"{len(self._queue)} writes of {self._queued_bytes} bytes are waiting for the disk on this node.",
+            retry_after_s=max(STANDING_S, monotonic() - self._moved_at),
+        )
 
     def _schedule(self) -> None:
         if not self._form_due and not self._busy and self._queue:
@@ -97,8 +142,10 @@ class Committer:
 
     def _take(self) -> list[Write]:
         """The next writes whose deadline has not passed, up to the size of a group."""
-        now, size_left, writes = self._loop.time(), GROUP_BYTES, []
-        while self._queue and size_left > 0:
+        self._moved_at = monotonic()
+        now, size_left = self._loop.time(), GROUP_BYTES
+        writes: list[Write] = []
+        while self._queue and size_left > 0 and len(writes) < self._group_writes_max:
             write, deadline, size = self._queue.popleft()
             size_left -= size
             self._queued_bytes -= size

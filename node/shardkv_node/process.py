@@ -64,7 +64,7 @@ class NodeProcess:
         self._store = Store.open(os.path.join(settings.data_dir, "store"), settings.engine, post=self._post)
         _log_recovery(self._store)
         self._ownership = Ownership(settings.name, self._store)
-        self._committer = Committer(self._store, on_fatal=self._end)
+        self._committer = Committer(self._store, on_fatal=self._end, limits=settings.limits)
         service = NodeService(self._store, self._ownership, self._committer, settings.limits)
         self._server = Server(service, me=self.me, limits=settings.limits, clock=self._clock)
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
