@@ -18,7 +18,6 @@ from shardkv.errors import (
     DeadlineExceeded,
     Draining,
     OutcomeUnknown,
-    Overloaded,
     RoutingError,
     ShardKVError,
     ShardUnavailable,
@@ -26,6 +25,7 @@ from shardkv.errors import (
 )
 from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import Topology
+from shardkv.transport.admission import overloaded
 from shardkv.transport.peer import Peer
 from shardkv.wire.messages import OK, Op, RawReply, reply_error
 from shardkv_router.links import NodeLinks
@@ -37,6 +37,8 @@ REFUSED_PAUSE_MOST_S = 0.16
 every time, up to the second."""
 PART_BYTES = 512
 """What a waiting part takes beside its payload, about."""
+PARKED_RETRY_S = 0.5
+"""What a part is told to wait that finds no room to be parked: about as long as a node takes to start again."""
 EXPIRY_INTERVAL_S = 0.02
 DEADLINE_MARGIN = 0.1
 """This share of a part's time, but at most DEADLINE_MARGIN_MOST_S, is kept for the answer's way back."""
@@ -194,7 +196,7 @@ class Forwarder:
             return
         if self._parked_bytes + part.size_bytes > self._options.parked_bytes_max:
             waiting = f"{self._parked_bytes} bytes of requests already wait for shards to come back."
-            self._end(part, Overloaded(waiting, hint="Retry after a moment."))
+            self._end(part, overloaded(waiting, retry_after_s=PARKED_RETRY_S))
             return
         part.payload = part.payload.copy()  # a view would keep the whole frame it came in
         self._parked.append(part)
