@@ -1,4 +1,5 @@
-"""`shardkv bench`: runs a workload with asyncio clients and tells throughput and latency.
+"""`shardkv bench`: runs a workload with asyncio clients and tells throughput and latency; with --peer, hands over to
+the comparison with redis.
 
 Invariant: every operation is timed from the call to its answer, and failed ones are counted, not hidden.
 """
@@ -23,13 +24,16 @@ from shardkv.cli.options import Target, as_json, counted, with_target
 from shardkv.errors import ShardKVError
 
 if TYPE_CHECKING:
-    from shardkv.cli.workloads import Chooser
+    from shardkv.cli.bench_peer import Operation
     from shardkv.client.aio import AsyncClient
+    from shardkv.loadgen.workloads import Chooser
 
 DEFAULT_SECONDS = 10.0
+DEFAULT_PEER_SECONDS = 3.0
 LOAD_BATCH = 4_000
 VALUE_VARIANTS = 64
 SHOW_EVERY_S = 0.5
+PEER_WORKLOADS: dict[str, Operation] = {"fill": "set", "read": "get"}
 WORKLOAD_NAMES = ["fill", "read", "mixed", "scan", *(f"ycsb-{letter}" for letter in "abcdef")]
 
 
@@ -58,11 +62,19 @@ class Plan:
 )
 @click.option("--keys", type=click.IntRange(min=1), default=100_000, show_default=True, help="Records to work on.")
 @click.option("--operations", type=click.IntRange(min=1), help="Stop after so many. [fill: one for each key]")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long. [default: 10]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after so long. [default: 10; with --peer 3 for each run]",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed asks for the same keys.")
+@click.option("--peer", metavar="URL", help="Run fill and read against this redis server too: redis://HOST:PORT.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="With --peer: runs of each.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON object.")
 @with_target
+@click.pass_context
 def bench(
+    ctx: click.Context,
     target: Target,
     *,
     workload: str,
@@ -73,17 +85,40 @@ def bench(
     operations: int | None,
     seconds: float | None,
     seed: int,
+    peer: str | None,
+    rounds: int,
     json_wanted: bool,
 ) -> int:
     """Measure throughput and latency of a workload on keys that begin with "bench:".
 
     All workloads but fill work on --keys records, which are written first when they are not there.
 
+    With --peer the keys are written to and read from a redis server as well, in turn, by a generator that sends the
+    same requests, encoded beforehand, to both; the ratio is ours / redis. It overwrites "bench:" keys there.
+
     \b
     Example:
       shardkv bench --workload fill --keys 100000
       shardkv bench --workload ycsb-b --clients 16 --pipeline 32 --seconds 5 --json
+      shardkv bench --peer redis://127.0.0.1:6379 --clients 50 --pipeline 32
     """
+    if peer is not None:
+        given = ctx.get_parameter_source("workload") is not click.core.ParameterSource.DEFAULT
+        if operations is not None or (given and workload not in PEER_WORKLOADS):
+            raise click.UsageError("--peer compares the workloads fill and read, for --seconds.", ctx)
+        return _bench_peer(
+            target,
+            peer,
+            [PEER_WORKLOADS[workload]] if given else [*PEER_WORKLOADS.values()],
+            json_wanted=json_wanted,
+            connections=clients,
+            depth=pipeline,
+            value_bytes=value_bytes,
+            keys=keys,
+            seconds=seconds or DEFAULT_PEER_SECONDS,
+            rounds=rounds,
+            seed=seed,
+        )
     from shardkv.transport.loop import run_program
 
     if operations is None and seconds is None:
@@ -105,6 +140,16 @@ def bench(
         return 0 if result["operations"] else UNAVAILABLE
 
     return run_program(main)
+
+
+def _bench_peer(target: Target, peer: str, operations: list[Operation], *, json_wanted: bool, **asked: Any) -> int:
+    from shardkv.cli import bench_peer
+
+    wanted = bench_peer.Comparison(operations=operations, **asked)
+    results = bench_peer.compare(target, peer, wanted, _show)
+    _show("")
+    click.echo(as_json(results) if json_wanted else bench_peer.as_text(results))
+    return UNAVAILABLE if any(result["ratio"] is None for result in results) else 0
 
 
 class Run:
@@ -149,8 +194,8 @@ class Run:
 
 async def run_plan(target: Target, plan: Plan, stop: asyncio.Event) -> dict[str, Any]:
     """Load what the workload needs, run it, and return what was measured."""
-    from shardkv.cli.workloads import WORKLOADS, Chooser
     from shardkv.client.aio import AsyncClient
+    from shardkv.loadgen.workloads import WORKLOADS, Chooser
 
     fill = plan.workload == "fill"
     clients = [
@@ -179,7 +224,7 @@ def _told(line: Callable[[], str]) -> Iterator[None]:
 
     async def show() -> None:
         while True:
-            click.echo(f"\r{line()}\x1b[K", err=True, nl=False)
+            _show(line())
             await asyncio.sleep(SHOW_EVERY_S)
 
     shower = asyncio.get_running_loop().create_task(show())
@@ -187,12 +232,18 @@ def _told(line: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         shower.cancel()
-        click.echo("\r\x1b[K", err=True, nl=False)
+        _show("")
+
+
+def _show(line: str) -> None:
+    """Put `line` in place of what stands on the terminal's last line; nothing where there is no terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
 
 async def _load(db: AsyncClient[bytes], plan: Plan) -> float:
     """Write the records unless they are there; how many seconds it took."""
-    from shardkv.cli.workloads import key_of
+    from shardkv.loadgen.workloads import key_of
 
     if await db.get(key_of(plan.keys - 1)) is not None:
         return 0.0
@@ -206,7 +257,7 @@ async def _load(db: AsyncClient[bytes], plan: Plan) -> float:
 
 async def _work(db: AsyncClient[bytes], run: Run) -> None:
     """One request after another until it is time to stop."""
-    from shardkv.cli.workloads import INSERT, MODIFY, READ, SCAN, key_of
+    from shardkv.loadgen.workloads import INSERT, MODIFY, READ, SCAN, key_of
 
     chooser = run.chooser
     while (operation := run.next_operation()) is not None:

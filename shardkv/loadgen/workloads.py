@@ -52,8 +52,8 @@ WORKLOADS = {
 
 
 def key_of(number: int) -> str:
-    """The key of record `number`."""
-    return f"{KEY_PREFIX}{number:012d}"
+    """The key of record `number`, 16 bytes."""
+    return f"{KEY_PREFIX}{number:010d}"
 
 
 class Zipfian:

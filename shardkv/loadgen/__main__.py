@@ -1,0 +1,16 @@
+"""The generator as a process: a Load as JSON on standard input, its Figures as JSON on standard output."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import msgspec
+
+from shardkv.loadgen.generator import generate
+from shardkv.loadgen.load import Load
+
+if __name__ == "__main__":
+    gc.disable()
+    load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
+    sys.stdout.buffer.write(msgspec.json.encode(generate(load)))
