@@ -29,6 +29,7 @@ from tests.bench.engine_contenders import CONTENDERS, OURS, PEERS, Budget, insta
 from tests.bench.engine_data import KEY_BYTES, Counts, write_keys
 from tests.bench.engine_report import ROWS
 from tests.bench.engine_works import Spec
+from tests.bench.report import machine, machine_lines, note
 
 MIB = 1024 * 1024
 SAMPLE_S = 0.1
@@ -97,9 +98,9 @@ class Bench:
                 continue
             for number in range(1 if group == "compact" else self.options.rounds):
                 for contender in self._order(number, group):
-                    _note(f"{self.value_bytes} B  round {number + 1}  {group:<8} {contender}")
+                    note(f"{self.value_bytes} B  round {number + 1}  {group:<8} {contender}")
                     self._run_group(contender, group, rows, number)
-        _note("")
+        note("")
 
     def _order(self, number: int, group: str) -> list[str]:
         """The contenders of a round: each goes first in turn."""
@@ -221,12 +222,6 @@ def versions(names: Sequence[str], root: Path) -> dict[str, str]:
     return found
 
 
-def _note(text: str) -> None:
-    """Progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute: few keys, one round")
@@ -256,7 +251,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    facts = report.machine()
+    facts = machine()
     absent = [name for name in options.contenders if not installed(name)]
     options.contenders = [name for name in options.contenders if name not in absent]
     wanted = set(options.only or [row.name for row in ROWS])
@@ -277,7 +272,7 @@ def main() -> None:
     if options.json:
         _print_json(facts, known, settings, benches)
         return
-    for line in report.machine_lines(facts, known, settings):
+    for line in machine_lines(facts, known, settings):
         print(line)
     for bench in benches:
         for table in (report.main_table, report.cost_table, report.memory_table, report.details):

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from tests.bench.engine_contenders import CONTENDERS, OURS, PEERS
-
-RATE, LESS, WITHIN = "rate", "less", "within"
+from tests.bench.report import LESS, RATE, WITHIN, heading, row_line, short
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
-
-    `kind` rate: ours / the better peer, at least `bar`. less: ours / the smaller peer, at most `bar`.
-    within: a figure of ours alone, at most `bar`.
-    """
+    """One line of the table. The peer of the ratio is the better of PEERS."""
 
     name: str
     title: str
@@ -84,30 +75,13 @@ def ratios(found: Found, value_bytes: int, row: Row) -> list[float]:
     return [one / other for one, other in zip(ours, best, strict=True)]
 
 
-def met(row: Row, ratio: float) -> bool | None:
-    if row.bar is None:
-        return None
-    return ratio >= row.bar if row.kind == RATE else ratio <= row.bar
-
-
 def main_table(found: Found, value_bytes: int) -> Iterator[str]:
     """Ratios with their bars, then what each contender did."""
-    columns = "".join(f"{name:>10}" for name in CONTENDERS)
-    yield f"{'values of ' + str(value_bytes) + ' B':<58}{'bar':>6}{'ratio':>8}{'spread':>14}  {'met':<5}{columns}"
+    yield heading(f"values of {value_bytes} B", CONTENDERS)
     for row in ROWS:
-        rounds = ratios(found, value_bytes, row)
         cells = [figure(found, value_bytes, row, name) for name in CONTENDERS]
-        if not any(cells):
-            continue
-        bar = "-" if row.bar is None else f"{row.bar:g}"
-        if rounds:
-            ratio = statistics.median(rounds)
-            verdict = {True: "yes", False: "NO", None: ""}[met(row, ratio)]
-            middle = f"{ratio:>8.2f}{f'{min(rounds):.2f}-{max(rounds):.2f}':>14}  {verdict:<5}"
-        else:
-            middle = f"{'-':>8}{'':>14}  {'':<5}"
-        shown = "".join(f"{_short(statistics.median(cell)) if cell else '-':>10}" for cell in cells)
-        yield f"{row.title:<58}{bar:>6}{middle}{shown}"
+        if any(cells):
+            yield row_line(row.title, row.kind, row.bar, ratios(found, value_bytes, row), cells)
 
 
 def cost_table(found: Found, value_bytes: int) -> Iterator[str]:
@@ -134,7 +108,7 @@ def _side_table(found: Found, value_bytes: int, key: str, factor: float) -> Iter
         cells = []
         for name in CONTENDERS:
             rounds = [f[key] * factor for f in found.get((value_bytes, row.name, name), []) if key in f]
-            cells.append(f"{_short(statistics.median(rounds)) if rounds else '-':>10}")
+            cells.append(f"{short(statistics.median(rounds)) if rounds else '-':>10}")
         if any(cell.strip() != "-" for cell in cells):
             groups.add(row.group)
             title = f"{row.group}: {', '.join(r.name for r in ROWS if r.group == row.group)}"
@@ -148,38 +122,5 @@ def details(found: Found, value_bytes: int) -> Iterator[str]:
             rounds = found.get((value_bytes, name, contender), [])
             if rounds:
                 medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-                shown = "  ".join(f"{key} {_short(value)}" for key, value in medians.items() if key != "peak_bytes")
+                shown = "  ".join(f"{key} {short(value)}" for key, value in medians.items() if key != "peak_bytes")
                 yield f"{name:<9} {contender:<9} {shown}"
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    flags = sysconfig.get_config_var("PY_CFLAGS") or ""
-    return {
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "optimisation": [word for word in flags.split() if word.startswith("-O")][-1:],
-        "config_args": sysconfig.get_config_var("CONFIG_ARGS"),
-        "profile_guided": "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def machine_lines(facts: dict[str, Any], versions: dict[str, str], settings: Sequence[str]) -> Iterator[str]:
-    yield (
-        f"{facts['python']} {' '.join(facts['optimisation'])}, "
-        f"{'with' if facts['profile_guided'] else 'without'} profile-guided optimisation; {facts['cores']} cores "
-        f"{facts['machine']}, {facts['system']}, load {facts['load']:.1f} at the start"
-    )
-    yield f"built with: {facts['config_args']}"
-    yield "  ".join(f"{name}: {version}" for name, version in versions.items())
-    yield from settings
-
-
-def _short(number: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
