@@ -153,6 +153,7 @@ class Bench:
 @contextlib.contextmanager
 def started(group: str, place: Path) -> Iterator[dict[str, Contender]]:
     """The contenders of a group, running; while they are being stopped, Ctrl-C has to wait."""
+    waiting: list[int] = []
     with contextlib.ExitStack() as stack:
         try:
             contenders = {}
@@ -161,9 +162,12 @@ def started(group: str, place: Path) -> Iterator[dict[str, Contender]]:
                 contenders[name] = stack.enter_context(start(place / name))
             yield contenders
         finally:
-            before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+            stopping = (signal.SIGINT, signal.SIGTERM)
+            before = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in stopping}
     for number, handler in before.items():
         signal.signal(number, handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def left_out(rows: list[Row]) -> tuple[list[Row], list[str]]:
