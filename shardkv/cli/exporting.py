@@ -6,7 +6,6 @@ the end. An export of nothing does not replace a file that holds something.
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
 import sys
@@ -17,7 +16,7 @@ from typing import BinaryIO
 
 import click
 
-from shardkv.cli.options import BYTES, Target, as_json, counted, with_target
+from shardkv.cli.options import BYTES, Target, as_fields, as_json, counted, with_target
 from shardkv.cli.progress import Progress
 from shardkv.errors import InvalidArgument
 
@@ -56,15 +55,7 @@ def _progress(file: str) -> Progress:
 
 def as_line(key: bytes, value: bytes | None) -> bytes:
     """One row, or only its key, as a line of JSON."""
-    fields = _field("key", key) | ({} if value is None else _field("value", value))
-    return (as_json(fields) + "\n").encode()
-
-
-def _field(name: str, value: bytes) -> dict[str, str]:
-    try:
-        return {name: value.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_b64": base64.b64encode(value).decode()}
+    return (as_json(as_fields(key, value)) + "\n").encode()
 
 
 @contextmanager

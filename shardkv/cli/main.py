@@ -1,7 +1,8 @@
 """The `shardkv` command: finds a command by name and loads its module only when it is called.
 
 Invariant: `shardkv --help` and command lookup import no client, no asyncio and no command. Exit codes: 0 ok,
-1 not found, 2 usage or a refused request, 3 unavailable (and any other failure of the cluster).
+1 not found or a condition that did not hold, 2 usage or a refused request, 3 unavailable (and any other failure of the
+cluster).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from importlib import import_module
 
 import click
 
-from shardkv.errors import ConfigError, RequestError, ShardKVError
+from shardkv.errors import ConditionFailed, ConfigError, RequestError, ShardKVError
 
 NOT_FOUND, USAGE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130
 PLUGINS = "shardkv.commands"
@@ -33,7 +34,10 @@ COMMANDS = {
     "put": Entry("shardkv.cli.data:put", "Store a value under a key."),
     "get": Entry("shardkv.cli.data:get", "Print the value of a key."),
     "delete": Entry("shardkv.cli.data:delete", "Delete a key."),
+    "incr": Entry("shardkv.cli.data:incr", "Add to the number stored under a key."),
     "scan": Entry("shardkv.cli.scan:scan", "List keys and values in key order."),
+    "count": Entry("shardkv.cli.ranges:count", "Count keys."),
+    "delete-range": Entry("shardkv.cli.ranges:delete_range", "Delete all keys of a range."),
     "ping": Entry("shardkv.cli.data:ping", "Measure the round trip to the router."),
     "import": Entry("shardkv.cli.importing:import_command", "Load a JSONL, CSV or TSV file."),
     "export": Entry("shardkv.cli.exporting:export", "Write keys and values to a JSONL file."),
@@ -95,7 +99,7 @@ def cli(ctx: click.Context, router: str | None, keyspace: str | None) -> None:
     """shardkv: a sharded, ordered, durable key-value cluster.
 
     The router is --router, else the environment variable SHARDKV_ROUTER, else 127.0.0.1:7400.
-    Exit codes: 0 ok, 1 not found, 2 usage, 3 unavailable.
+    Exit codes: 0 ok, 1 not found or a condition that did not hold, 2 usage, 3 unavailable.
 
     \b
     Example:
@@ -128,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def exit_code(error: ShardKVError) -> int:
     """The exit code that tells of `error`."""
+    if isinstance(error, ConditionFailed):
+        return NOT_FOUND
     return USAGE if isinstance(error, RequestError | ConfigError) else UNAVAILABLE
 
 

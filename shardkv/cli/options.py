@@ -5,6 +5,7 @@ Invariant: an option given to a command wins over the same option given before i
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
@@ -71,6 +72,18 @@ BYTES = Bytes()
 def as_json(value: object) -> str:
     """One line of JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def as_fields(key: bytes, value: bytes | None) -> dict[str, Any]:
+    """A key, and its value if given, as fields of a JSON object; what is not text as base64 under another name."""
+    return _field("key", key) | ({} if value is None else _field("value", value))
+
+
+def _field(name: str, value: bytes) -> dict[str, str]:
+    try:
+        return {name: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_b64": base64.b64encode(value).decode()}
 
 
 def counted(number: int, what: str) -> str:

@@ -38,6 +38,7 @@ class Shards:
         counting = request.op == Op.COUNT
         asked = decode_count(request.payload) if counting else decode_delete_range(request.payload)
         self.asked.append(asked)
+        assert counting or asked.limit is None or asked.limit > 0
         keys = self.keys[request.shard or 0]
         found = [key for key in keys if key >= asked.start and (asked.stop is None or key < asked.stop)]
         most = STEP if counting or asked.limit is None else min(STEP, asked.limit)

@@ -34,6 +34,72 @@ def test_a_value_may_look_like_an_option(run, router):
     assert router.store == {b"k": b"-5"}
 
 
+def test_compare_and_set(run, router):
+    first = json.loads(run("put", "k", "1", "--if-absent", "--json").out)["version"]
+    assert run("get", "k", "--with-version").out == b"%d\t1" % first
+    assert json.loads(run("get", "k", "--json").out) == {"key": "k", "value": "1", "version": first}
+    for condition in (["--if-absent"], ["--if-version", "77"]):
+        done = run("put", "k", "2", *condition)
+        assert (done.code, done.out) == (1, b"")
+        assert "It is not so." in done.err
+    assert run("put", "k", "2", "--if-version", str(first)).code == 0
+    assert router.store == {b"k": b"2"}
+    assert run("put", "k", "2", "--if-version", "1", "--if-absent").code == 2
+    assert run("get", "none", "--with-version").code == 1
+
+
+def test_a_time_to_live_is_in_seconds(run, router):
+    assert run("put", "k", "v", "--ttl", "1.5").code == 0
+    assert run("incr", "n", "--ttl", "60").out == b"1\n"
+    assert [write.ttl_ms for write in router.writes] == [1500, 60_000]
+    assert run("put", "k", "v", "--ttl", "0").code == 2
+
+
+def test_incr(run, router):
+    assert run("incr", "n").out == b"1\n"
+    assert run("incr", "n", "--by", "-5").out == b"-4\n"
+    assert run("incr", "n", "--by", "x").code == 2
+    assert router.store == {b"n": b"-4"}
+
+
+def test_count(run, router):
+    router.store = {b"a": b"1", b"b1": b"2", b"b2": b"3"}
+    assert run("count").out == b"3\n"
+    assert run("count", "b", "b2").out == b"1\n"
+    assert run("count", "--prefix", "b", "--json").out == b'{"count":2}\n'
+    assert run("count", "b", "a").code == 2
+
+
+def test_delete_range_wants_to_be_told_what_and_that_it_may(run, router):
+    router.store = {b"a": b"1", b"b1": b"2", b"b2": b"3", b"c": b"4"}
+    for arguments in ([], ["--yes"], ["--all", "a"], ["--all", "--prefix", "b"]):
+        done = run("delete-range", *arguments)
+        assert (done.code, "Say what to delete" in done.err) == (2, True)
+    done = run("delete-range", "--prefix", "b")
+    assert (done.code, done.out) == (2, b"")
+    assert "Delete 2 keys beginning with b in keyspace default? There is no terminal to ask on" in done.err
+    assert len(router.store) == 4
+    assert run("delete-range", "b", "b2", "--yes").lines == ["1 key deleted."]
+    assert run("delete-range", "--prefix", "b", "--yes", "--json").out == b'{"deleted":1}\n'
+    assert run("delete-range", "--all", "--limit", "1", "--yes").lines == ["1 key deleted."]
+    assert router.store == {b"c": b"4"}
+    assert run("delete-range", "--all", "--yes").lines == ["1 key deleted."]
+
+
+def test_delete_range_goes_on_as_long_as_it_gets_on(run, router):
+    router.store = {b"%03d" % number: b"v" for number in range(100)}
+    router.page_rows = 10
+    router.delay_s = lambda op: 0.1
+    done = run("delete-range", "--all", "--yes", "--timeout", "0.35")
+    assert done.code == 0, done.err
+    assert done.lines[0].endswith("keys deleted.")
+    assert len(router.requests) > 3
+    assert not router.store
+    router.store = {b"k": b"v"}
+    router.delay_s = lambda op: 10
+    assert run("delete-range", "--all", "--yes", "--timeout", "0.2").code == 3
+
+
 def test_ping(run, router):
     assert router.address in run("ping").lines[0]
     assert json.loads(run("ping", "--json").out)["round_trip_ms"] > 0
@@ -88,16 +154,40 @@ def test_shell_from_a_pipe(run, router):
     delete user:1001
     delete user:1001
     scan user: 1
+    incr n --by 5
+    incr n
+    put --if-absent --ttl 60 user:1002 --ttl 5 is part of it
+    get user:1002
+    put --if-version 99 user:1002 x
+    get --with-version user:1000
+    count user:1000 user:1002
+    count --prefix p
+    delete-range --prefix user:
+    delete-range --prefix user: --yes
+    delete-range a o --limit 5 --yes
+    put --ttl 5
+    put --ttl 5 k
+    put "--ttl" 5 k
+    delete-range --yes
+    incr
+    get
+    get --with-version
+    incr n --by x
     quit
     put never reached
     """
     done = run("shell", stdin=script)
-    assert done.code == 0
+    assert done.code == 2
     assert done.lines == [
         "ok", "ok", "John Smith", "(not found)", "user:1000\tJohn Smith", "user:1001\tAnn", "(2 rows)", "ok, 2 written",
-        "deleted", "(not found)", "user:1000\tJohn Smith", "(1 row)",
+        "deleted", "(not found)", "user:1000\tJohn Smith", "(1 row)", "5", "6", "ok", "--ttl 5 is part of it",
+        "1\tJohn Smith", "1", "1", "2 keys deleted", "1 key deleted", "ok",
     ]  # fmt: skip
-    assert set(router.store) == {b"user:1000", b"p", b"q"}
+    assert router.store == {b"p": b"1", b"q": b"2", b"--ttl": b"5 k"}
+    assert done.err.count("Error: ") == 9
+    assert "Nothing was deleted: the range has 2 keys. Add --yes to delete." in done.err
+    assert "Quote a KEY that begins with --." in done.err
+    assert [write.ttl_ms for write in router.writes if write.ttl_ms] == [60_000]
 
 
 def test_an_error_ends_its_line_and_not_the_shell(run, router):

@@ -134,3 +134,14 @@ def test_bench_tells_what_it_does_meanwhile(router, tmp_path):
         shown.wait_for("mixed: loading 500 records")
         shown.wait_for(r"mixed: \d s, [\d,]+ operations, [\d,]+ per second\r")
         shown.wait_for(r"\rmixed: [\d,]+ operations in 1\.\d+ s")
+
+
+def test_delete_range_asks_and_takes_no_for_an_answer(tmp_path, router):
+    router.store = {b"a": b"1", b"b": b"2"}
+    for answer, code, left in (("n", 1, 2), ("", 1, 2), ("y", 0, 0)):
+        with terminal("delete-range", "--all", home=tmp_path) as shown:
+            shown.wait_for(r"Delete 2 keys which are all in keyspace default\? \[y/N\]")
+            shown.type(f"{answer}\r")
+            shown.wait_for("2 keys deleted" if code == 0 else "Nothing was deleted")
+            assert shown.process.wait(15) == code
+        assert len(router.store) == left
