@@ -340,6 +340,7 @@ def _with_counts(error: ShardKVError, writes: Sequence[WriteCall]) -> ShardKVErr
     shards = {problem.shard for write in writes for problem in write.problems if write.state is State.FAILED}
     if isinstance(error.detail.get("shard"), int):
         shards.add(error.detail["shard"])
+    shards.update(error.detail.get("shards", ()))
     counted = {"applied": applied, "refused": refused, "unknown": unknown, "shards": sorted(shards)}
     message = error.message
     total = applied + refused + unknown
