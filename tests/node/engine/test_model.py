@@ -1,9 +1,11 @@
-"""Random histories of a store against a dict: writes with and without conditions and times to live, scans, snapshots,
-range deletes, flushes, compactions, restarts, crashes in any order, while the clock goes on, or back.
+"""Random histories of a store against dicts: writes with and without conditions and times to live, scans, snapshots,
+range deletes, splits, exports, imports, drops, flushes, compactions, restarts, crashes in any order, while the clock
+goes on, or back. There may be several tablets; the rules are about one of them at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from hypothesis import settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shardkv.errors import ConditionFailed
+from shardkv.topology.tokens import hash_token
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING, pack_u64
 from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.snapshot import StoreSnapshot
@@ -26,6 +29,8 @@ TTLS = st.one_of(st.just(0), st.just(0), st.integers(1, 60))
 OPERATIONS = st.lists(st.tuples(KEYS, VALUES, TTLS), min_size=1, max_size=25)
 BOUNDS = st.lists(st.binary(max_size=3), min_size=2, max_size=2).map(sorted)
 SNAPSHOTS_MAX = 3
+TABLETS_MAX = 4
+LABELS = (b"left", b"right")
 
 Row = tuple[bytes, int, int]
 """Value, version, expiry (0: never)."""
@@ -54,7 +59,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = self.open_store()
         self.tablet = self.store.create_tablet(b"t")
         self.rows: dict[bytes, Row] = {}
-        self.snapshots: list[tuple[StoreSnapshot, dict[bytes, Row]]] = []
+        """Of the tablet the rules are about."""
+        self.others: dict[int, dict[bytes, Row]] = {}
+        """Those of the other tablets."""
+        self.exports: list[tuple[str, dict[bytes, Row]]] = []
+        self.snapshots: list[tuple[StoreSnapshot, int, dict[bytes, Row]]] = []
 
     def open_store(self) -> Store:
         return Store.open(
@@ -146,13 +155,13 @@ class StoreMachine(RuleBasedStateMachine):
         bytes_max=st.sampled_from([1, 100, 1 << 20]),
     )
     def scan(self, bounds: list[bytes], open_end: bool, reverse: bool, limit: int | None, bytes_max: int) -> None:
-        self.compare_scan(
-            self.store, self.live(), bounds[0], None if open_end else bounds[1], reverse, limit, bytes_max
-        )
+        stop = None if open_end else bounds[1]
+        self.compare_scan(self.store, self.tablet, self.live(), bounds[0], stop, reverse, limit, bytes_max)
 
     def compare_scan(
         self,
         reads: Reads,
+        tablet: int,
         rows: dict[bytes, Row],
         start: bytes,
         stop: bytes | None,
@@ -162,7 +171,7 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         low, high, found = start, stop, []
         while True:
-            page = reads.scan_page([self.tablet], low, high, reverse=reverse, limit=limit, bytes_max=bytes_max)
+            page = reads.scan_page([tablet], low, high, reverse=reverse, limit=limit, bytes_max=bytes_max)
             assert limit is None or len(page.keys) <= limit
             found += list(zip(page.keys, page.values, strict=True))
             if page.frontier is None:
@@ -176,22 +185,85 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.snapshots) < SNAPSHOTS_MAX)
     @rule()
     def take_snapshot(self) -> None:
-        self.snapshots.append((self.store.snapshot([self.tablet]), self.live()))
+        self.snapshots.append((self.store.snapshot([self.tablet]), self.tablet, self.live()))
 
     @precondition(lambda self: self.snapshots)
     @rule(which=st.integers(0, SNAPSHOTS_MAX), keys=st.lists(KEYS, max_size=5), bounds=BOUNDS, reverse=st.booleans())
     def read_snapshot(self, which: int, keys: list[bytes], bounds: list[bytes], reverse: bool) -> None:
-        snapshot, rows = self.snapshots[which % len(self.snapshots)]
-        assert snapshot.get_many(self.tablet, keys) == [rows[key][0] if key in rows else None for key in keys]
+        snapshot, tablet, rows = self.snapshots[which % len(self.snapshots)]
+        assert snapshot.get_many(tablet, keys) == [rows[key][0] if key in rows else None for key in keys]
         for key in keys:
-            assert snapshot.get_versioned(self.tablet, key) == (rows[key][:2] if key in rows else None)
-        self.compare_scan(snapshot, rows, bounds[0], bounds[1], reverse, None, 100)
-        self.compare_scan(snapshot, rows, b"", None, reverse, None, 1000)
+            assert snapshot.get_versioned(tablet, key) == (rows[key][:2] if key in rows else None)
+        self.compare_scan(snapshot, tablet, rows, bounds[0], bounds[1], reverse, None, 100)
+        self.compare_scan(snapshot, tablet, rows, b"", None, reverse, None, 1000)
 
     @precondition(lambda self: self.snapshots)
     @rule(which=st.integers(0, SNAPSHOTS_MAX))
     def close_snapshot(self, which: int) -> None:
         self.snapshots.pop(which % len(self.snapshots))[0].close()
+
+    # --- whole tablets ---
+
+    @precondition(lambda self: self.others)
+    @rule(which=st.integers(0, TABLETS_MAX))
+    def turn_to(self, which: int) -> None:
+        """Go on with another tablet, which must be as it was left."""
+        self.others[self.tablet] = self.rows
+        self.tablet = sorted(self.others)[which % len(self.others)]
+        self.rows = self.others.pop(self.tablet)
+        self.compare_scan(self.store, self.tablet, self.live(), b"", None, False, None, 1 << 20)
+        for key, row in self.live().items():
+            assert self.store.get_versioned(self.tablet, key) == row[:2]
+
+    def replace_by(self, halves: tuple[int, int], is_right: Callable[[bytes], bool]) -> None:
+        rows, (left, right) = self.live(), halves
+        assert self.tablet < left < right
+        self.others[right] = {key: row for key, row in rows.items() if is_right(key)}
+        self.tablet, self.rows = left, {key: row for key, row in rows.items() if not is_right(key)}
+        self.turn_to(0)
+        self.turn_to(0)
+
+    @precondition(lambda self: len(self.others) < TABLETS_MAX)
+    @rule(at_key=st.one_of(KEYS, st.none()))
+    def split(self, at_key: bytes | None) -> None:
+        self.store.flush()
+        at_key = at_key or self.store.middle_key(self.tablet) or b"k30"
+        before = self.store.tablet_size(self.tablet)
+        halves = self.store.split_tablet(self.tablet, at_key, LABELS)
+        sizes = [self.store.tablet_size(half) for half in halves]
+        assert all(0 <= size.stored_bytes <= before.stored_bytes + 1 for size in sizes)
+        self.replace_by(halves, lambda key: key >= at_key)
+
+    @precondition(lambda self: len(self.others) < TABLETS_MAX)
+    @rule(quarter=st.integers(0, 4))
+    def split_by_token(self, quarter: int) -> None:
+        token = quarter << 62
+        split = self.store.split_tablet_by_token(self.tablet, token, LABELS)
+        assert isinstance(split.outcome, tuple)
+        self.replace_by(split.outcome, lambda key: hash_token(key) >= token)
+
+    @precondition(lambda self: len(self.exports) < TABLETS_MAX)
+    @rule(place=st.sampled_from(["/data", "/elsewhere"]))
+    def export(self, place: str) -> None:
+        self.store.flush()
+        directory = f"{place}/export{len(self.exports)}"
+        self.store.export_tablet(self.tablet, directory)
+        self.exports.append((directory, self.live()))
+
+    @precondition(lambda self: self.exports and len(self.others) < TABLETS_MAX)
+    @rule(which=st.integers(0, TABLETS_MAX))
+    def import_one(self, which: int) -> None:
+        directory, rows = self.exports[which % len(self.exports)]
+        self.others[self.tablet], self.rows = self.rows, dict(rows)
+        self.tablet = self.store.import_tablet(directory, b"imported")
+        newest = max((row[1] for row in rows.values()), default=0)
+        assert self.commit([(b"k00", b"v", 0)], []).version > newest
+
+    @precondition(lambda self: self.others)
+    @rule()
+    def drop(self) -> None:
+        self.store.drop_tablet(self.tablet)
+        self.tablet, self.rows = self.others.popitem()
 
     # --- time, files, ends ---
 
@@ -230,8 +302,9 @@ class StoreMachine(RuleBasedStateMachine):
     def nothing_is_left_lying_about(self) -> None:
         if not hasattr(self, "store"):
             return
-        tables = {path.rsplit("/")[-1] for path in self.vfs.files if path.endswith(".sst")}
-        pinned = {name for snapshot, _ in self.snapshots for name in snapshot.table_names}
+        tables = {path.rsplit("/")[-1] for path in self.vfs.files if path.startswith(f"{STORE}/tables/")}
+        pinned = {name for snapshot, _, _ in self.snapshots for name in snapshot.table_names}
+        assert self.store.tablets.keys() == {self.tablet, *self.others}
         assert tables == self.store._state.table_names() | pinned
         assert not [path for path in self.vfs.files if path.endswith(".tmp")]
 
