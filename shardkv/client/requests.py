@@ -158,7 +158,7 @@ def write(
         )
     _check_columns(keys, values, limits)
     conditions = _batch_conditions(if_versions, limits)
-    return [WriteCall(bytes(batch.kinds), keys, values, want_existed=False, conditions=conditions)]
+    return [WriteCall(batch.kinds, keys, values, want_existed=False, conditions=conditions)]
 
 
 def _batch_conditions(if_versions: Mapping[str, int] | Mapping[bytes, int] | None, limits: Limits) -> Conditions | None:

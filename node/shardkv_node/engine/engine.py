@@ -160,9 +160,9 @@ class Engine(Reader):
         if not len(batch):
             self._check_usable()
             return 0
-        keys, kinds, values = list(batch.keys), bytes(batch.kinds), list(batch.values)
+        keys, values = list(batch.keys), list(batch.values)
         check_columns(keys, values, self._key_bytes_max, self._value_bytes_max)
-        write = Write(self._tablet, keys, kinds[0] if len(set(kinds)) == 1 else kinds, values)
+        write = Write(self._tablet, keys, batch.kinds, values)
         if if_versions:
             write.conditions = [pack_condition(self._key(key), version) for key, version in if_versions.items()]
         self._submit(write)
@@ -171,8 +171,11 @@ class Engine(Reader):
     def put_many(self, items: Iterable[tuple[Text, Text]] | dict[Any, Any], *, ttl_ms: int | None = None) -> int:
         """Store all pairs as one atomic batch. Returns their version. `ttl_ms`: as in `put`, for all of them."""
         batch = WriteBatch()
-        for key, value in items.items() if isinstance(items, dict) else items:
-            batch.put(key, value)
+        if isinstance(items, dict):
+            batch.put_many(items.keys(), items.values())
+        else:
+            pairs = list(items)
+            batch.put_many([key for key, _ in pairs], [value for _, value in pairs])
         if ttl_ms is None or not len(batch):
             return self.write(batch)
         check_columns(batch.keys, batch.values, self._key_bytes_max, self._value_bytes_max)
