@@ -12,6 +12,7 @@ Stages are measured by doing less: all up to the stage, less all up to the one b
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import tempfile
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", default="/dev/shm" if os.path.isdir("/dev/shm") else None)
     args = parser.parse_args()
+    gc.disable()  # as a worker does
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         bench = Bench(directory, args.rows)
         works = {

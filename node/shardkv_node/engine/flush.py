@@ -1,13 +1,12 @@
 """A flush: the writes of log segments become tables, one row per key, the newest; deletes are kept.
 
-Reading the log, not the memtable, is what lets a worker process do it. Rows are gathered per tablet in arrival order;
-rows that were overwritten are dropped whenever they may be half of what is held, so the memory is that of the live
-rows, at most twice. Invariant: arrival order is version order, so the last row of a key is its newest.
+Reading the log, not the memtable, is what lets a worker process do it. Rows are gathered per tablet in a dict, so
+those that were overwritten go at once, and the memory is that of the live rows.
+Invariant: arrival order is version order, so the last row of a key is its newest.
 """
 
 from __future__ import annotations
 
-from array import array
 from itertools import repeat
 
 from shardkv_node.engine.columns import (
@@ -24,12 +23,11 @@ from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.entry_runs import WriteRun, read_runs
 from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.job import FlushJob, JobResult
-from shardkv_node.engine.merge import newest_rows
 from shardkv_node.engine.table_output import TableOutput
 from shardkv_node.engine.vfs import Vfs
 
-_SETTLE_ROWS = 64 * 1024
 _WRITE_ROWS = 2048
+_PLAIN = (PUT, NO_EXPIRY)
 
 
 def run_flush(vfs: Vfs, job: FlushJob) -> JobResult:
@@ -78,72 +76,53 @@ def _gather(vfs: Vfs, job: FlushJob) -> dict[int, _TabletRows]:
 
 
 class _TabletRows:
-    """The rows of one tablet in arrival order; a key may stand in it more than once."""
+    """The newest row of each key of one tablet."""
 
-    __slots__ = ("_expiries", "_keys", "_kinds", "_settle_at", "_values", "_versions")
+    __slots__ = ("_endings", "_rows")
 
     def __init__(self) -> None:
-        self._keys: list[bytes] = []
-        self._values: list[bytes] = []
-        self._versions = array("Q")
-        self._kinds: bytearray | None = None
-        """None, as `_expiries`: all rows so far are puts that never end, as in most logs."""
-        self._expiries = array("Q")
-        self._settle_at = _SETTLE_ROWS
+        self._rows: dict[bytes, tuple[bytes, int]] = {}
+        """key -> (value, version)"""
+        self._endings: dict[bytes, tuple[int, int]] = {}
+        """key -> (kind, expiry) of the rows that are no plain puts."""
 
     def add(self, entry: WriteEntry) -> None:
-        n = len(entry.keys)
-        if self._kinds is not None or entry.kinds != PUT or entry.expiries:
-            self._add_kinds(entry.kinds, entry.expiries, n)
-        self._keys += entry.keys
-        self._values += entry.values
-        self._versions.extend(repeat(make_version(entry.term, entry.seqno), n))
-        if len(self._keys) >= self._settle_at:
-            self._settle()
+        """Requires: what was added before is older."""
+        version = make_version(entry.term, entry.seqno)
+        self._rows.update(zip(entry.keys, zip(entry.values, repeat(version)), strict=True))
+        if self._endings or entry.kinds != PUT or entry.expiries:
+            self._add_endings(entry.keys, entry.kinds, entry.expiries)
 
     def add_run(self, run: WriteRun) -> None:
-        n, version = len(run.keys), make_version(run.term, run.seqno)
-        if self._kinds is not None or run.kind != PUT:
-            self._add_kinds(run.kind, NO_EXPIRY, n)
-        self._keys += run.keys
-        self._values += run.values
-        self._versions.extend(range(version, version + n))
-        if len(self._keys) >= self._settle_at:
-            self._settle()
+        """Requires: what was added before is older."""
+        first = make_version(run.term, run.seqno)
+        versions = range(first, first + len(run.keys))
+        self._rows.update(zip(run.keys, zip(run.values, versions, strict=True), strict=True))
+        if self._endings or run.kind != PUT:
+            self._add_endings(run.keys, run.kind, NO_EXPIRY)
 
-    def _add_kinds(self, kinds: int | bytes, expiries: int | bytes, n: int) -> None:
-        if self._kinds is None:
-            self._kinds = bytearray((PUT,)) * len(self._keys)
-            self._expiries = array("Q", bytes(8 * len(self._keys)))
-        self._kinds += expand_kinds(kinds, n)
-        self._expiries.extend(expand_u64(expiries, n))
-
-    def _settle(self) -> None:
-        """Drop overwritten rows. Next time when there are twice as many rows: the cost per row stays constant."""
-        newest = dict(zip(self._keys, range(len(self._keys)), strict=True))
-        if len(newest) < len(self._keys):
-            rows = list(newest.values())
-            del newest
-            self._keys = list(map(self._keys.__getitem__, rows))
-            self._values = list(map(self._values.__getitem__, rows))
-            self._versions = array("Q", map(self._versions.__getitem__, rows))
-            if self._kinds is not None:
-                self._kinds = bytearray(map(self._kinds.__getitem__, rows))
-                self._expiries = array("Q", map(self._expiries.__getitem__, rows))
-        self._settle_at = max(_SETTLE_ROWS, 2 * len(self._keys))
+    def _add_endings(self, keys: list[bytes], kinds: int | bytes, expiries: int | bytes) -> None:
+        endings, n = self._endings, len(keys)
+        for key, kind, expiry in zip(keys, expand_kinds(kinds, n), expand_u64(expiries, n), strict=True):
+            if kind == PUT and expiry == NO_EXPIRY:
+                endings.pop(key, None)
+            else:
+                endings[key] = (kind, expiry)
 
     def write_to(self, output: TableOutput, tablet: int, now_ms: int) -> None:
-        keys, rows = newest_rows(self._keys)
-        self._keys = []
-        kinds, value, version = self._kinds, self._values.__getitem__, self._versions.__getitem__
-        for low in range(0, len(keys), _WRITE_ROWS):
-            picked = rows[low : low + _WRITE_ROWS]
-            columns = Columns(
-                keys[low : low + _WRITE_ROWS],
-                PUT if kinds is None else collapse(bytes(map(kinds.__getitem__, picked)), 1),
-                collapse(pack_u64(map(version, picked)), 8),
-                NO_EXPIRY if kinds is None else collapse(pack_u64(map(self._expiries.__getitem__, picked)), 8),
-                list(map(value, picked)),
-            )
+        """Write the rows, which are gone then."""
+        ordered = sorted(self._rows)
+        for low in range(0, len(ordered), _WRITE_ROWS):
+            keys = ordered[low : low + _WRITE_ROWS]
+            values, versions = zip(*map(self._rows.pop, keys), strict=True)
+            kinds, expiries = self._endings_of(keys)
+            columns = Columns(keys, kinds, collapse(pack_u64(versions), 8), expiries, list(values))
             output.add(tablet, end_expired(columns, now_ms))
         output.end_tablet()
+
+    def _endings_of(self, keys: list[bytes]) -> tuple[int | bytes, int | bytes]:
+        """The columns of kinds and expiries."""
+        if not self._endings:
+            return PUT, NO_EXPIRY
+        kinds, expiries = zip(*[self._endings.get(key, _PLAIN) for key in keys], strict=True)
+        return collapse(bytes(kinds), 1), collapse(pack_u64(expiries), 8)

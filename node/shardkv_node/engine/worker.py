@@ -35,6 +35,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
     gc.disable()  # jobs make millions of objects and no cycles: counting references frees them all
+    gc.freeze()
     inbox = Inbox()
     threading.Thread(target=_read_jobs, args=(cast(BinaryIO, sys.stdin.buffer), inbox), daemon=True).start()
     worker = Worker(inbox, replies)
@@ -91,6 +92,8 @@ class Worker:
             write_message(self._replies, encode_reply(job.job_id, outcome))
         except OSError:
             os._exit(0)  # nobody listens any more
+        del job, outcome
+        gc.collect()  # empties the lists of objects kept for reuse, some in each stretch of memory that is to be freed
 
     def _run(self, job: Job) -> JobResult:
         if isinstance(job, FlushJob):

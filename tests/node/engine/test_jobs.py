@@ -88,9 +88,9 @@ def rows_in(vfs: CrashVfs, metas: list[TableMeta]) -> dict[bytes, bytes | None]:
     ),
     cut=st.integers(0, 25),
     after=st.integers(0, 5),
-    settle=st.sampled_from([1, 10, 10_000]),
+    write_rows=st.sampled_from([1, 3, 2048]),
 )
-def test_a_flush_equals_a_replay(batches: list[list[Op]], cut: int, after: int, settle: int) -> None:
+def test_a_flush_equals_a_replay(batches: list[list[Op]], cut: int, after: int, write_rows: int) -> None:
     vfs = new_vfs()
     segments = [
         write_log(vfs, batches[:cut], number=1),
@@ -98,7 +98,7 @@ def test_a_flush_equals_a_replay(batches: list[list[Op]], cut: int, after: int, 
     ]
     upto = len(batches) - 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flush, "_SETTLE_ROWS", settle)
+        patch.setattr(flush, "_WRITE_ROWS", write_rows)
         result = run(vfs, flush_job(segments, {1: (after, upto), 2: (0, len(batches))}))
     for tablet, (low, high) in {1: (after, upto), 2: (0, len(batches))}.items():
         expected: dict[bytes, bytes | None] = {}
