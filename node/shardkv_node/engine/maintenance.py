@@ -135,6 +135,10 @@ class Maintenance:
             one_codec=options.upper_compression == options.bottom_compression,
         )
         self._cursors: dict[int, dict[int, bytes]] = {}
+        self._unpicked: dict[int, None] = {}
+        """Tablets whose levels have changed since the picker found nothing to do for them; it looks at no others. They
+        take turns: one goes to the end when a compaction of it has ended."""
+        self._level0_files: dict[int, int] = {}
         self._flush_running = False
         self._compaction_running = False
         self._full_compaction = False
@@ -292,9 +296,11 @@ class Maintenance:
             self._row_caches.discard(tablet.rows)
         for memtable in (*tablet.frozen, tablet.active):
             self._dismantler.drop(memtable)
-        self._count_level0()
+        self._note_level0(number, 0)
         self._compact_all.pop(number, None)
         self._cursors.pop(number, None)
+        self._unpicked.pop(number, None)
+        del self._level0_files[number]
         self.files.forget(number)
 
     def _roll_manifest(self) -> None:
@@ -385,11 +391,15 @@ class Maintenance:
         return (self._pick_full() or self._pick_level()) if not behind else (self._pick_level() or self._pick_full())
 
     def _pick_level(self) -> tuple[int, CompactionTask] | None:
-        for number in self._tablets:
+        behind = self.most_level0_tables >= self._options.l0_slow_tables
+        while self._unpicked:
+            waiting = iter(self._unpicked)
+            number = max(waiting, key=self._level0_files.__getitem__) if behind else next(waiting)
             levels = self._state.tablets[number].levels
             task = pick(levels, self._picker, self._cursors.get(number), self.files.points)
             if task is not None:
                 return number, task
+            del self._unpicked[number]
         return None
 
     def _pick_full(self) -> tuple[int, CompactionTask] | None:
@@ -452,6 +462,7 @@ class Maintenance:
         names = sorted({meta.file_name for meta in task.inputs})
         added = replaced(self._state.tablets[number].levels, task, [table.meta for table in outputs])
         self.commit([TablesEdit(number, added, names), self._numbers_after(tables)])
+        self._unpicked.pop(number, None)
         self._set_levels(number)
         self._cursors.setdefault(number, {})[task.level] = task.cursor
         if task.move:
@@ -566,10 +577,16 @@ class Maintenance:
             for keys in newer.key_sets():
                 tablet.rows.forget(keys)
         tablet.set_levels(self.files.assign(number, levels), keep_rows=True)
-        self._count_level0()
+        self._unpicked.setdefault(number)
+        self._note_level0(number, tablet.level0_files)
 
-    def _count_level0(self) -> None:
-        self.most_level0_tables = max((tablet.level0_files for tablet in self._tablets.values()), default=0)
+    def _note_level0(self, number: int, files: int) -> None:
+        before = self._level0_files.get(number, 0)
+        self._level0_files[number] = files
+        if files >= self.most_level0_tables:
+            self.most_level0_tables = files
+        elif before == self.most_level0_tables:
+            self.most_level0_tables = max(self._level0_files.values())
 
     def _note_unremoved(self, error: StorageError) -> None:
         self._health.background = error

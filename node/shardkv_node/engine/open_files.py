@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from shardkv_node.engine.block import Decompressor
 from shardkv_node.engine.vfs import ReadableFile, Vfs
 
 
@@ -16,6 +17,8 @@ class OpenFiles:
         self._vfs = vfs
         self._open_files_max = max(1, open_files_max)
         self._files: OrderedDict[str, ReadableFile] = OrderedDict()
+        self.decompressor = Decompressor()
+        """For the blocks of all of them: the state of a codec takes more memory than a table does."""
 
     def __len__(self) -> int:
         return len(self._files)

@@ -116,7 +116,7 @@ class Table:
         if footer.index_offset < tail_offset:
             tail_offset = footer.index_offset
             tail = file.pread(tail_offset, size - tail_offset)
-        decompressor = Decompressor()
+        decompressor = files.decompressor
 
         def part(offset: int, length: int) -> bytes:
             block = tail[offset - tail_offset : offset - tail_offset + length]
