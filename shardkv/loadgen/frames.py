@@ -59,18 +59,19 @@ class Expected:
 
     __slots__ = ("count", "marker", "reply_bytes", "values")
 
-    def __init__(self, count: int, sample: Reply, marker_bytes: int, values: Sequence[bytes] | None) -> None:
+    def __init__(self, count: int, sample: Reply, varies: bytes, values: Sequence[bytes] | None) -> None:
+        """`varies`: what of the sample, beside its id, is not the same in all replies."""
         shown = encode(sample)
         self.count = count
         self.reply_bytes = len(shown)
-        self.marker = shown[_ID_END : _ID_END + marker_bytes]
+        self.marker = shown[_ID_END : shown.index(varies, _ID_END)]
         self.values = values
 
 
 _ID_END = 1 + 5
 """A reply begins with the array's byte and its id."""
 _WRITTEN = Reply(FIRST_ID, OK, WriteReply(bytes((WriteResult.APPLIED,)), _SOME_VERSION, []))
-_WRITTEN_MARKER_BYTES = len(encode(_WRITTEN)) - _ID_END - len(encode(_SOME_VERSION)) - len(encode([])) + 1
+_VERSION = encode(_SOME_VERSION)[1:]
 
 
 class FrameReader:
@@ -140,7 +141,7 @@ class Frames:
             Request(0, Op.HELLO, 0, None, None, None, hello),
             Request(1, Op.CONTEXT, 0, None, None, None, context),
         ]
-        expected = Expected(1, _WRITTEN, _WRITTEN_MARKER_BYTES, None)
+        expected = Expected(1, _WRITTEN, _VERSION, None)
         return [Exchange(_frame([request]), expected, 4096) for request in requests]
 
     def set_keys(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Exchange:
@@ -148,13 +149,12 @@ class Frames:
             self._request(index, Op.WRITE, key, Write(None, None, Kind.PUT, [key], [value], want_existed=False))
             for index, (key, value) in enumerate(zip(keys, values, strict=True))
         ]
-        return _exchange(writes, Expected(len(keys), _WRITTEN, _WRITTEN_MARKER_BYTES, None))
+        return _exchange(writes, Expected(len(keys), _WRITTEN, _VERSION, None))
 
     def get_keys(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Exchange:
         reads = [self._request(index, Op.READ, key, Read([key])) for index, key in enumerate(keys)]
         sample = Reply(FIRST_ID, OK, ReadReply([values[0]]))
-        marker_bytes = len(encode(sample)) - _ID_END - len(values[0])
-        return _exchange(reads, Expected(len(keys), sample, marker_bytes, values))
+        return _exchange(reads, Expected(len(keys), sample, values[0], values))
 
     def reader(self) -> FrameReader:
         return FrameReader()

@@ -191,6 +191,8 @@ def test_wrong_replies_in_frames(before, operation, answer, told):
 
 def test_the_values_of_every_so_many_exchanges_are_compared():
     dialect, exchange = Frames(), Frames().get_keys(KEYS, VALUES)
+    counted = after(1, dialect.reader(), exchange, frames_of(read_replies()))
+    assert counted.take(with_one(read_replies(), 3, OTHER), exchange.expected)
     reader = after(CHECK_EVERY, dialect.reader(), exchange, frames_of(read_replies()))
     with pytest.raises(WrongReply, match="value-04"):
         reader.take(with_one(read_replies(), 3, OTHER), exchange.expected)
