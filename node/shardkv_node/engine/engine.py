@@ -28,7 +28,6 @@ from shardkv_node.engine.arguments import (
     check_ttl,
     pack_bounds,
     pack_condition,
-    pack_key,
     pack_value,
 )
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING
@@ -67,9 +66,7 @@ class Engine(Reader):
         self._progress = threading.Condition(self._mutex)
         """Notified when background work ended."""
         self._pid = os.getpid()
-        self._forks = forks.watch()
-        self._forks_seen = self._forks[0]
-        self._closed = False
+        self._closed = self._in_child = False
         self._key_bytes_max = options.key_bytes_max
         self._value_bytes_max = options.value_bytes_max
         with self._mutex:
@@ -80,6 +77,9 @@ class Engine(Reader):
             found = label_to_tablet.get(LABEL)
             self._tablet = self._store.create_tablet(LABEL) if found is None else found
             self._commits = GroupCommit(self._store, self._tablet, self._mutex, self._progress)
+            self._rows = self._store.row_cache(self._tablet)
+        self._known = self._rows.values.get
+        forks.watch(self)
 
     def __enter__(self) -> Engine:
         return self
@@ -113,12 +113,12 @@ class Engine(Reader):
             and not if_absent
             and 0 < len(key) <= self._key_bytes_max
             and len(value) <= self._value_bytes_max
-            and self._forks[0] == self._forks_seen
+            and not self._in_child
         ):
             version = self._commits.put(key, value)
             if version:
                 return version
-        packed = self._key(key)
+        packed = self._pack(key)
         write = Write(self._tablet, [packed], PUT, [pack_value(value, self._value_bytes_max)])
         if ttl_ms is not None:
             self._expire(write, ttl_ms)
@@ -129,7 +129,7 @@ class Engine(Reader):
 
     def delete(self, key: Text, *, if_version: int | None = None) -> bool:
         """Remove the key. Returns whether it existed. `if_version`: as in `put`."""
-        write = Write(self._tablet, [self._key(key)], DELETE, [b""], want_existed=True)
+        write = Write(self._tablet, [self._pack(key)], DELETE, [b""], want_existed=True)
         if if_version is not None:
             write.conditions = [pack_condition(write.keys[0], if_version)]
         self._submit(write)
@@ -143,7 +143,7 @@ class Engine(Reader):
         Raises `InvalidNumber` when the value is no such number or the sum would be none.
         """
         check_amount(by)
-        write = Write(self._tablet, [self._key(key)], PUT, [b""], want_existed=True, add=by)
+        write = Write(self._tablet, [self._pack(key)], PUT, [b""], want_existed=True, add=by)
         if ttl_ms is not None:
             self._expire(write, ttl_ms)
         self._submit(write)
@@ -164,7 +164,7 @@ class Engine(Reader):
         check_columns(keys, values, self._key_bytes_max, self._value_bytes_max)
         write = Write(self._tablet, keys, batch.kinds, values)
         if if_versions:
-            write.conditions = [pack_condition(self._key(key), version) for key, version in if_versions.items()]
+            write.conditions = [pack_condition(self._pack(key), version) for key, version in if_versions.items()]
         self._submit(write)
         return write.version
 
@@ -261,16 +261,22 @@ class Engine(Reader):
 
     def close(self) -> None:
         """Finish the writes under way, sync, and release the directory. Safe to call twice, from any thread."""
-        if self._forks[0] != self._forks_seen:
+        if self._in_child:
             return
         with self._mutex:
             if self._closed:
                 return
             self._closed = True
+            self._rows.clear()
             self._commits.close()
         self._store.stop_background()
         with self._mutex:
             self._store.close()
+
+    def forked(self) -> None:
+        """This is a child of the process that opened the store, and has nothing to do with it."""
+        self._in_child = True
+        self._rows.values.clear()
 
     # --- inside ---
 
@@ -311,11 +317,8 @@ class Engine(Reader):
     def _check_usable(self) -> None:
         if self._closed:
             raise closed_error(self.directory)
-        if self._forks[0] != self._forks_seen:
+        if self._in_child:
             raise StoreClosed(
                 f"The store at {self.directory} was opened by process {self._pid}; a forked child cannot use it.",
                 hint="Open it after the fork, in one process only, or run a node and use a client.",
             )
-
-    def _key(self, key: Text) -> bytes:
-        return pack_key(key, self._key_bytes_max)

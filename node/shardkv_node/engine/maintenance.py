@@ -51,7 +51,7 @@ from shardkv_node.engine.manifest import (
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.recovery import sweep
-from shardkv_node.engine.row_cache import RowCaches
+from shardkv_node.engine.row_cache import RowCache, RowCaches
 from shardkv_node.engine.table_files import TableFiles
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.table_output import TableOutput
@@ -290,10 +290,17 @@ class Maintenance:
         for number in dropped:
             self._forget(number)
 
+    def row_cache(self, number: int) -> RowCache:
+        """That of the tablet, made when it is first asked for."""
+        tablet = self._tablets[number]
+        if tablet.rows is None:
+            tablet.rows = self._row_caches.new()
+        return tablet.rows
+
     def _forget(self, number: int) -> None:
         tablet = self._tablets.pop(number)
         if tablet.rows is not None:
-            self._row_caches.discard(tablet.rows)
+            tablet.rows.clear()
         for memtable in (*tablet.frozen, tablet.active):
             self._dismantler.drop(memtable)
         self._note_level0(number, 0)
@@ -355,7 +362,7 @@ class Maintenance:
         for number, memtable in generation.memtables.items():
             if number in self._tablets:
                 self._tablets[number].frozen.remove(memtable)
-                self._set_levels(number, newer=memtable)
+                self._set_levels(number, same_rows=True)
                 self._dismantler.drop(memtable)
         for number in tables.keys() - self._tablets.keys():  # dropped while the job ran
             self.files.discard([table.meta.file_name for table in tables[number]])
@@ -463,7 +470,7 @@ class Maintenance:
         added = replaced(self._state.tablets[number].levels, task, [table.meta for table in outputs])
         self.commit([TablesEdit(number, added, names), self._numbers_after(tables)])
         self._unpicked.pop(number, None)
-        self._set_levels(number)
+        self._set_levels(number, same_rows=True)
         self._cursors.setdefault(number, {})[task.level] = task.cursor
         if task.move:
             self.counters.moves += 1
@@ -567,16 +574,11 @@ class Maintenance:
     def _numbers_after(self, tables: dict[int, list[Table]]) -> NumbersEdit:
         return self.numbers_after(table.meta for run in tables.values() for table in run)
 
-    def _set_levels(self, number: int, newer: Memtable | None = None) -> None:
-        """Give the tablet the tables of the manifest. `newer`: what they hold that they did not before."""
-        levels = self._state.tablets[number].levels
+    def _set_levels(self, number: int, *, same_rows: bool = False) -> None:
+        """Give the tablet the tables of the manifest. `same_rows`: as in `Tablet.set_levels`."""
+        self.row_cache(number)
         tablet = self._tablets[number]
-        if tablet.rows is None:
-            tablet.rows = self._row_caches.new()
-        if newer is not None:
-            for keys in newer.key_sets():
-                tablet.rows.forget(keys)
-        tablet.set_levels(self.files.assign(number, levels), keep_rows=True)
+        tablet.set_levels(self.files.assign(number, self._state.tablets[number].levels), same_rows=same_rows)
         self._unpicked.setdefault(number)
         self._note_level0(number, tablet.level0_files)
 

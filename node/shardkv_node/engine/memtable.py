@@ -16,7 +16,7 @@ there step by step, and from then on each write feeds its share, so that no late
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -143,12 +143,6 @@ class Memtable:
                     self.feed_order()
             if len(self.cells) >= PART_ROWS:
                 self._end_part()
-
-    def key_sets(self) -> Iterator[KeysView[bytes]]:
-        """All keys, in a few sets without one in common."""
-        yield self.cells.keys()
-        for part in self.full_parts:
-            yield part.keys()
 
     def get(self, key: bytes) -> bytes | None:
         """The cell of the key, or None when the memtable does not know it."""

@@ -15,7 +15,7 @@ Not for writes with conditions, expiry or a token, nor for those that must be sy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import msgspec
 
@@ -47,6 +47,7 @@ class QuickLane:
         "_first_seqno",
         "_granted",
         "_health",
+        "_held",
         "_log",
         "_now_ms",
         "_parts",
@@ -72,6 +73,8 @@ class QuickLane:
         self._health = health
         self._cells = tablet.active.cells
         self._parts = tablet.active.full_parts
+        self._held: Container[bytes] = ()
+        """Keys of cached rows."""
         self._rows = 0
         self._first_seqno = tablet.last_seqno
         self._granted = 0
@@ -96,6 +99,8 @@ class QuickLane:
             self._log.append_payload(_encode((entry,)), hlc)
             tablet.last_seqno = seqno
             self._credit = credit
+            if key in self._held:
+                self._forget(key)
             cells = self._cells
             for part in self._parts:
                 if key in part:
@@ -107,6 +112,10 @@ class QuickLane:
             self._health.poison(error)
             raise
         return self._versions | seqno
+
+    def _forget(self, key: bytes) -> None:
+        if self._tablet.rows is not None:
+            self._tablet.rows.forget((key,))
 
     @property
     def barred(self) -> bool:
@@ -121,6 +130,7 @@ class QuickLane:
         self._log = log
         self._cells = tablet.active.cells
         self._parts = tablet.active.full_parts
+        self._held = tablet.rows.values if tablet.rows is not None else ()
         self._rows = len(self._cells)
         self._first_seqno = tablet.last_seqno
         self._until = self._clock.tick(self._now_ms()) + (CREDIT_MS << COUNTER_BITS)

@@ -1,14 +1,15 @@
 """`Reader`: reading as users do it, str or bytes in and bytes out, from many threads: of an `Engine` or a `Snapshot`.
 
-Invariant: the store is touched only under the mutex, and by a scan for one page at a time.
+Invariant: the store is touched only under the mutex, and by a scan for one page at a time. Values of its row cache are
+looked up without: they may be gone at any moment, but are never wrong.
 """
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Literal, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, overload
 
 from shardkv.write_batch import Text
 from shardkv_node.engine.arguments import check_limit, pack_bounds, pack_key, pack_keys
@@ -26,6 +27,8 @@ class Reader(ABC):
     _reads: Reads
     _tablet: int
     _key_bytes_max: int
+    _known: Callable[[Any], bytes | None]
+    """Values that need no search, by key; none once nothing can be read any more."""
 
     @abstractmethod
     def _check_usable(self) -> None:
@@ -33,9 +36,13 @@ class Reader(ABC):
 
     def get(self, key: Text) -> bytes | None:
         """The value, or None when the key does not exist."""
-        packed = (
-            key if type(key) is bytes and 0 < len(key) <= self._key_bytes_max else pack_key(key, self._key_bytes_max)
-        )
+        try:
+            value = self._known(key)
+        except (TypeError, ValueError):  # what may change, like a bytearray, has no hash
+            value = None
+        if value is not None:
+            return value
+        packed = key if type(key) is bytes and 0 < len(key) <= self._key_bytes_max else self._pack(key)
         self._check_usable()
         with self._mutex:
             return self._reads.get(self._tablet, packed)
@@ -46,7 +53,7 @@ class Reader(ABC):
         A version is a whole number above 0. Each write has one, the same for all keys of a batch; later writes have
         greater ones. Give it to `put`, `delete` or `write` to write only if nobody else has meanwhile.
         """
-        packed = pack_key(key, self._key_bytes_max)
+        packed = self._pack(key)
         self._check_usable()
         with self._mutex:
             return self._reads.get_versioned(self._tablet, packed)
@@ -134,6 +141,9 @@ class Reader(ABC):
                 return
             limit = None if limit is None else limit - len(page.keys)
             start, stop = (start, page.frontier) if reverse else (page.frontier, stop)
+
+    def _pack(self, key: Text) -> bytes:
+        return pack_key(key, self._key_bytes_max)
 
     def _ready_to_scan(self) -> bool:
         with self._mutex:

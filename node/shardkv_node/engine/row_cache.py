@@ -1,115 +1,99 @@
-"""`RowCache`: values that reads of one tablet found in its tables, by key, in front of filters, indexes and blocks.
+"""`RowCache`: values that reads of one tablet found in its tables, by key, in front of memtables and tables.
+
+A hit is one look-up in `values`, which takes no lock and asks nothing else.
 
 Invariants:
-  - it holds puts without an end only, found in the levels as they are: `Tablet.set_levels` empties it, and memtables
-    are asked before it, so what it answers is what the tables would;
+  - what is here is what the key's newest row says: only puts without an end are held, whoever applies a write calls
+    `forget` with its keys in the same step, and levels that hold other rows than before empty it;
+  - so it is changed by the owner of the tablet only, and `values` may be read by any thread;
   - all row caches of a store together are charged to its `BlockCache`, and take at most a quarter of that.
 
-Two generations instead of a list of recent use: a row goes into `young`; when the young ones of the store fill half of
-the share, they become the old ones and the old ones go. An old row that is read again is young again. So a hit costs
-one look-up in a dict.
+The row that came first goes first. A hit leaves no trace, so a row that is read often goes too; its next read finds it
+in the tables and puts it back. Rows go one at a time, each tablet in turn: no read pays for many.
 """
 
 from __future__ import annotations
 
-from collections.abc import KeysView
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 from shardkv_node.engine.block_cache import BlockCache
 
 SHARE = 4
 """One part of so many of the block cache may be rows."""
-ROW_OVERHEAD_BYTES = 33 + 33 + 100
-"""Two bytes objects and a slot of a dict that is being filled."""
-
-
-class RowCaches:
-    """Those of all tablets of a store."""
-
-    __slots__ = ("_all", "_generation_bytes_max", "_young_bytes", "blocks")
-
-    def __init__(self, blocks: BlockCache) -> None:
-        self.blocks = blocks
-        self._generation_bytes_max = blocks.bytes_max // (2 * SHARE)
-        self._young_bytes = 0
-        self._all: set[RowCache] = set()
-
-    def new(self) -> RowCache:
-        cache = RowCache(self)
-        self._all.add(cache)
-        return cache
-
-    def discard(self, cache: RowCache) -> None:
-        """Its tablet is gone."""
-        cache.clear()
-        self._all.discard(cache)
-
-    def make_room(self, size: int) -> bool:
-        """Charge a row that is to be young, after which the young ones may be others. False: it is too large."""
-        if self._young_bytes + size > self._generation_bytes_max:
-            if size > self._generation_bytes_max:
-                return False
-            self._young_bytes = 0
-            self.blocks.charge(-sum(cache.age() for cache in self._all))
-        self._young_bytes += size
-        self.blocks.charge(size)
-        return True
-
-    def release(self, young_bytes: int, old_bytes: int) -> None:
-        self._young_bytes -= young_bytes
-        self.blocks.charge(-young_bytes - old_bytes)
+ROW_OVERHEAD_BYTES = 33 + 33 + 180
+"""Two bytes objects and their place in an ordered dict that is being filled."""
 
 
 class RowCache:
     """Made by `RowCaches.new`."""
 
-    __slots__ = ("_old", "_old_bytes", "_shared", "_young_bytes", "blocks", "young")
+    __slots__ = ("_shared", "blocks", "values")
 
     def __init__(self, shared: RowCaches) -> None:
         self._shared = shared
         self.blocks = shared.blocks
-        self.young: dict[bytes, bytes] = {}
-        """Look here first, then call `get`."""
-        self._old: dict[bytes, bytes] = {}
-        self._young_bytes = self._old_bytes = 0
+        self.values: OrderedDict[bytes, bytes] = OrderedDict()
+        """To look up only. The same object for good."""
 
-    def get(self, key: bytes) -> bytes | None:
-        """The value, which is young now; None when it is not here."""
-        value = self.young.get(key)
-        if value is None and self._old:
-            value = self._old.pop(key, None)
-            if value is not None:
-                size = len(key) + len(value) + ROW_OVERHEAD_BYTES
-                self._old_bytes -= size
-                self._shared.release(0, size)
-                self.put(key, value)
-        return value
+    def hold(self, key: bytes, value: bytes) -> None:
+        """Keep the row, unless it is larger than all rows may be. Requires: it is not here."""
+        self._shared.hold(self, key, value)
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Hold the row, unless it is larger than a generation may be. Requires: it is not here."""
-        size = len(key) + len(value) + ROW_OVERHEAD_BYTES
-        if self._shared.make_room(size):
-            self.young[key] = value
-            self._young_bytes += size
-
-    def forget(self, keys: KeysView[bytes]) -> None:
-        """Drop the rows of these keys, those of them that are here: the tables say something newer now."""
-        sizes = []
-        for rows in (self.young, self._old):
-            found = rows.keys() & keys
-            sizes.append(sum(len(key) + len(rows.pop(key)) + ROW_OVERHEAD_BYTES for key in found))
-        self._young_bytes -= sizes[0]
-        self._old_bytes -= sizes[1]
-        self._shared.release(*sizes)
-
-    def age(self) -> int:
-        """Drop the old rows and make the young ones old. Returns the bytes dropped."""
-        dropped = self._old_bytes
-        self._old, self._old_bytes = self.young, self._young_bytes
-        self.young, self._young_bytes = {}, 0
-        return dropped
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """These keys were written."""
+        values = self.values
+        for key in filter(values.__contains__, keys):
+            self._shared.release(row_bytes(key, values.pop(key)))
 
     def clear(self) -> None:
-        """The tables say something else now, nobody knows what."""
-        self._shared.release(self._young_bytes, self._old_bytes)
-        self.young, self._old = {}, {}
-        self._young_bytes = self._old_bytes = 0
+        """The tables may say anything else now, or nobody may read here any more."""
+        self._shared.release(sum(map(row_bytes, self.values.keys(), self.values.values())))
+        self.values.clear()
+
+
+class RowCaches:
+    """Those of all tablets of a store."""
+
+    __slots__ = ("_bytes", "_bytes_max", "_filled", "blocks")
+
+    def __init__(self, blocks: BlockCache) -> None:
+        self.blocks = blocks
+        self._bytes = 0
+        self._bytes_max = blocks.bytes_max // SHARE
+        self._filled: deque[RowCache] = deque()
+        """Every cache that holds a row, and some that held one. The first one is the next to lose a row."""
+
+    def new(self) -> RowCache:
+        return RowCache(self)
+
+    def hold(self, cache: RowCache, key: bytes, value: bytes) -> None:
+        """`RowCache.hold`: what is over the limit then goes."""
+        size = row_bytes(key, value)
+        if size > self._bytes_max:
+            return
+        if not cache.values and cache not in self._filled:
+            self._filled.append(cache)
+        cache.values[key] = value
+        self._bytes += size
+        self.blocks.charge(size)
+        while self._bytes > self._bytes_max:
+            self._drop_one()
+
+    def release(self, size: int) -> None:
+        """So many bytes of rows are gone."""
+        self._bytes -= size
+        self.blocks.charge(-size)
+
+    def _drop_one(self) -> None:
+        values = self._filled[0].values
+        if values:
+            self.release(row_bytes(*values.popitem(last=False)))
+            self._filled.rotate(-1)
+        else:
+            self._filled.popleft()
+
+
+def row_bytes(key: bytes, value: bytes) -> int:
+    """What a row is charged."""
+    return len(key) + len(value) + ROW_OVERHEAD_BYTES

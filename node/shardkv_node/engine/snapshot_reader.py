@@ -30,6 +30,7 @@ class Snapshot(Reader):
         self._snapshot = self._reads = snapshot
         self._mutex = mutex
         self._tablet = tablet
+        self._known = {}.get
         self._key_bytes_max = key_bytes_max
         self._check_engine = check_usable
         self._pid = os.getpid()

@@ -38,6 +38,7 @@ from shardkv_node.engine.maintenance import Generation, Maintenance
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.quick_lane import CREDIT_BYTES, QuickLane
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
+from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.scrub import Scrub
 from shardkv_node.engine.sequencing import sequence
 from shardkv_node.engine.snapshot import StoreSnapshot
@@ -267,6 +268,8 @@ class Store(StoreTablets):
         for write, tablet in group.accepted:
             memtable = tablet.active
             before = memtable.resident_bytes
+            if tablet.rows is not None and tablet.rows.values:
+                tablet.rows.forget(write.keys)
             memtable.apply(write.keys, write.kinds, write.version, write.values, write.expiries)
             self._active_bytes += memtable.resident_bytes - before
             write.applied = True
@@ -401,6 +404,11 @@ class Store(StoreTablets):
     def time_ms(self) -> int:
         """Milliseconds since 1970, by the clock that expiries are judged by: it never goes back, nor behind the log."""
         return self._clock.time_ms(self._now_ms())
+
+    def row_cache(self, tablet: int) -> RowCache:
+        """The values that were read before: any thread may look there first."""
+        self._tablet(tablet)
+        return self.maintenance.row_cache(tablet)
 
     def snapshot(self, tablets: Sequence[int]) -> StoreSnapshot:
         """These tablets as they are now, for reading; what is not applied yet is not in it. Close it after use."""

@@ -55,29 +55,28 @@ class Tablet:
         self.sorted_levels: list[SortedRun] = []
         """Levels 1, 2... Disjoint tables inside a level."""
         self.rows: RowCache | None = None
-        """Given by `Maintenance` before there is a table; a snapshot has none."""
+        """Given by `Maintenance` before there is a table; a snapshot has none. Asked first, before the memtables."""
         self._parts: tuple[Table | ClippedTable | SortedRun, ...] = ()
         """Of all levels, youngest first."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key does not exist."""
+        rows = self.rows
+        if rows is not None:
+            value = rows.values.get(key)
+            if value is not None:
+                return value
         cell = self._cell(key)
         if cell is not None:
             return cell_value(cell, self._clock)
-        rows = self.rows
-        if rows is None:
-            found = self._find_in_tables(key)
-            return None if found is None else found[0]
-        value = rows.young.get(key)
-        return self._value_in_tables(key, rows) if value is None else value
+        return self._value_in_tables(key)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """A value or None for each key, in the order asked."""
-        rows, active = self.rows, self.active
-        in_memory = self.frozen or active.full_parts or any(map(active.cells.get, keys))
-        if rows is None or in_memory:
+        rows = self.rows
+        if rows is None or not rows.values:
             return list(map(self.get, keys))
-        found: list[bytes | None] = list(map(rows.young.get, keys))
+        found: list[bytes | None] = list(map(rows.values.get, keys))
         if None in found:
             found = [self.get(key) if value is None else value for key, value in zip(keys, found, strict=True)]
         return found
@@ -133,12 +132,15 @@ class Tablet:
         self.active = Memtable(ordered=frozen.ordered)
         return frozen
 
-    def set_levels(self, levels: Sequence[Sequence[Table | ClippedTable]], *, keep_rows: bool = False) -> None:
-        """Level 0 oldest first, the others in key order. `keep_rows`: what is cached of them is still right."""
+    def set_levels(self, levels: Sequence[Sequence[Table | ClippedTable]], *, same_rows: bool = False) -> None:
+        """Level 0 oldest first, the others in key order.
+
+        `same_rows`: reads find what they found before, as after a flush, once the memtable is gone, or a compaction.
+        """
         self.level0 = list(levels[0]) if levels else []
         self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
         self._parts = (*reversed(self.level0), *self.sorted_levels)
-        if self.rows is not None and not keep_rows:
+        if self.rows is not None and not same_rows:
             self.rows.clear()
 
     def share_levels(self, other: Tablet) -> None:
@@ -179,11 +181,9 @@ class Tablet:
             return columns.values[row], columns.version(row)
         return None
 
-    def _value_in_tables(self, key: bytes, rows: RowCache) -> bytes | None:
-        value = rows.get(key)
-        if value is not None:
-            return value
-        misses = rows.blocks.misses
+    def _value_in_tables(self, key: bytes) -> bytes | None:
+        rows = self.rows
+        misses = 0 if rows is None else rows.blocks.misses
         found = self._row_in_tables(key)
         if found is None:
             return None
@@ -191,8 +191,9 @@ class Tablet:
         kind = columns.kind(row)
         if kind == PUT:
             value = columns.values[row]
-            if rows.blocks.misses == misses:  # read before, not long ago: of reads all over the place nothing is kept
-                rows.put(key, value)
+            # Only what was read before, not long ago: of reads all over the place nothing is kept.
+            if rows is not None and rows.blocks.misses == misses:
+                rows.hold(key, value)
             return value
         return columns.values[row] if kind == PUT_EXPIRING and columns.expiry(row) > self._clock() else None
 

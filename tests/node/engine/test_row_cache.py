@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 
+from shardkv.errors import StoreClosed
+from shardkv.write_batch import WriteBatch
 from shardkv_node.engine import Engine
 from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.row_cache import ROW_OVERHEAD_BYTES, SHARE, RowCaches
 from tests.node.engine.crash_vfs import CrashVfs
 
 
-def open_engine(vfs: CrashVfs, **options: int) -> Engine:
+def open_engine(vfs: CrashVfs, **options: int | str) -> Engine:
     return Engine.open("/data/store", vfs=vfs, workers=0, disk_reserve_bytes=0, **options)
 
 
@@ -39,8 +43,9 @@ def test_a_cached_row_never_outlives_what_a_flush_or_compaction_put_in_its_place
     engine.close()
 
 
-def test_random_writes_and_reads_under_a_small_cache_agree_with_a_dict() -> None:
-    engine = open_engine(CrashVfs(), block_cache_bytes=40_000, memtable_bytes_max=20_000)
+@pytest.mark.parametrize("durability", ["always", "os"])
+def test_random_writes_and_reads_under_a_small_cache_agree_with_a_dict(durability: str) -> None:
+    engine = open_engine(CrashVfs(), block_cache_bytes=40_000, memtable_bytes_max=20_000, durability=durability)
     rng = random.Random(5)
     model: dict[bytes, bytes] = {}
     keys = [b"%04d" % n for n in range(300)]
@@ -86,23 +91,80 @@ def test_an_expiring_row_is_not_held() -> None:
     engine.close()
 
 
-def test_rows_of_all_tablets_share_one_bound_and_give_all_of_it_back() -> None:
-    blocks = BlockCache(SHARE * 2 * 10_000)
+def test_writes_of_all_kinds_are_seen_at_once_where_a_row_was_held() -> None:
+    engine = open_engine(CrashVfs())
+    keys = [b"%d" % n for n in range(8)]
+    engine.put_many(dict.fromkeys(keys, b"old"))
+    engine.flush()
+    for _ in range(2):
+        assert engine.get_many(keys) == list(map(engine.get, keys)) == [b"old"] * 8
+    engine.put(keys[0], b"new")
+    engine.delete(keys[1])
+    engine.put_many({keys[2]: b"new", b"other": b"new"})
+    engine.put_many({keys[3]: b"new"}, ttl_ms=1)
+    engine.delete_range(keys[4], keys[6])
+    batch = WriteBatch()
+    batch.put(keys[6], b"one")
+    batch.put(keys[6], b"two")
+    engine.write(batch)
+    while engine.get(keys[3]) is not None:
+        pass
+    expected = [b"new", None, b"new", None, None, None, b"two", b"old"]
+    for _ in range(2):
+        assert engine.get_many(keys) == list(map(engine.get, keys)) == expected
+        engine.flush()
+    engine.close()
+
+
+def test_a_held_row_may_be_asked_for_as_any_text_and_by_nobody_once_the_engine_is_closed() -> None:
+    engine = open_engine(CrashVfs())
+    engine.put("key", "value")
+    engine.flush()
+    for _ in range(2):
+        for key in ("key", b"key", bytearray(b"key"), memoryview(b"key"), memoryview(bytearray(b"key"))):
+            assert engine.get(key) == b"value"
+    engine.close()
+    with pytest.raises(StoreClosed):
+        engine.get("key")
+    with pytest.raises(StoreClosed):
+        engine.get_many(["key"])
+
+
+def test_a_forked_child_is_refused_a_held_row(tmp_path: Path) -> None:
+    with Engine.open(tmp_path, workers=0) as engine:
+        engine.put("key", "value")
+        engine.flush()
+        assert [engine.get("key") for _ in range(3)] == [b"value"] * 3
+        child = os.fork()
+        if child == 0:
+            try:
+                engine.get("key")
+            except StoreClosed as error:
+                os._exit(0 if "forked child" in str(error) else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert engine.get("key") == b"value"
+
+
+def test_rows_of_all_tablets_share_one_bound_the_first_to_come_go_first_and_give_all_of_it_back() -> None:
+    row = 4 + 96 + ROW_OVERHEAD_BYTES
+    blocks = BlockCache(SHARE * 20 * row)
     caches = RowCaches(blocks)
-    one, two = caches.new(), caches.new()
-    for number in range(490):
+    one, two, three = caches.new(), caches.new(), caches.new()
+    for number in range(100):
         for cache in (one, two):
-            cache.put(b"%04d" % number, bytes(96))
+            cache.hold(b"%04d" % number, bytes(96))
             assert 0 < blocks.charged_bytes <= blocks.bytes_max // SHARE
-    assert len(one.young) > 1
-    assert one.get(b"0489") == bytes(96)
-    old = next(key for key in (b"%04d" % n for n in range(400, 500)) if key not in one.young and key in one._old)
-    assert one.get(old) == bytes(96) and old in one.young
-    one.put(b"large", bytes(10_000))
-    assert one.get(b"large") is None
-    caches.discard(one)
-    two.clear()
+    assert list(one.values) == list(two.values) == [b"%04d" % number for number in range(90, 100)]
+    for number in range(100):
+        three.hold(b"%04d" % number, bytes(96))
+    assert not one.values and not two.values and len(three.values) == 20
+    one.hold(b"large", bytes(20 * row))
+    assert not one.values
+    one.hold(b"0000", bytes(96))
+    one.forget([b"0000", b"0000", b"none"])
+    assert blocks.charged_bytes == 19 * row
+    three.clear()
     assert blocks.charged_bytes == 0
-    assert one.get(b"0489") is None
-    blocks.put(1, "block", ROW_OVERHEAD_BYTES)
-    assert blocks.charged_bytes == ROW_OVERHEAD_BYTES
+    two.hold(b"0000", bytes(96))
+    assert blocks.charged_bytes == row
