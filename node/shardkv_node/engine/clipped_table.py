@@ -32,11 +32,19 @@ class ClippedTable:
         """As `Table.find_probed`."""
         return self.table.find_probed(key, high, mask) if self._start <= key < self._stop else None
 
-    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
+    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool = True) -> Iterator[Columns]:
         """The rows with keys in [start, stop) that the clip lets through; see `Source`."""
         start = max(start, self._start)
         stop = self._stop if stop is None else min(stop, self._stop)
-        return self.table.chunks(start, stop, reverse=reverse) if start < stop else iter(())
+        return self.table.chunks(start, stop, reverse=reverse, hold=hold) if start < stop else iter(())
+
+    def partition_ends(self) -> list[bytes]:
+        """As `Table.partition_ends`, those outside the clip too."""
+        return self.table.partition_ends()
+
+    def block_ends(self, start: bytes, stop: bytes) -> list[bytes]:
+        """As `Table.block_ends`, those outside the clip too."""
+        return self.table.block_ends(start, stop)
 
     def points(self) -> Iterator[tuple[bytes, int]]:
         """As `Table.points`, for the partitions that may hold rows of the clip."""

@@ -299,8 +299,7 @@ class Maintenance:
 
     def _forget(self, number: int) -> None:
         tablet = self._tablets.pop(number)
-        if tablet.rows is not None:
-            tablet.rows.clear()
+        tablet.set_levels([])
         for memtable in (*tablet.frozen, tablet.active):
             self._dismantler.drop(memtable)
         self._note_level0(number, 0)

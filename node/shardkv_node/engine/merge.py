@@ -160,6 +160,11 @@ def merge_rounds(
     descend when `reverse`. `gather_bytes`: gather chunks of a source up to so many bytes of keys and values before a
     round (larger rounds: less work per row, more memory); 0: a chunk at a time.
     """
+    if len(sources) == 1 and not gather_bytes:
+        for chunk in sources[0].chunks(start, stop, reverse=reverse):
+            if chunk.keys:
+                yield [chunk]
+        return
     feeds = [_Feed(iter(source.chunks(start, stop, reverse=reverse)), gather_bytes) for source in sources]
     while feeds := [feed for feed in feeds if feed.refill(reverse=reverse)]:
         if len(feeds) == 1:
@@ -241,6 +246,9 @@ def _live_rows(parts: list[Columns], *, reverse: bool, keys_only: bool) -> tuple
     """Keys and values of the live rows of one round, in the order of the page. May return lists of a part itself."""
     if len(parts) == 1:
         keys, values, kinds = parts[0].keys, parts[0].values, parts[0].kinds
+    elif all(part.kinds == PUT for part in parts):
+        keys, values = _newest_puts(parts, keys_only=keys_only)
+        kinds = PUT
     else:
         keys, values, kinds = _newest_without_versions(parts, keys_only=keys_only)
     if not isinstance(kinds, int):
@@ -253,6 +261,17 @@ def _live_rows(parts: list[Columns], *, reverse: bool, keys_only: bool) -> tuple
     if keys_only:
         values = []
     return (keys[::-1], values[::-1]) if reverse else (keys, values)
+
+
+def _newest_puts(parts: list[Columns], *, keys_only: bool) -> tuple[list[bytes], list[bytes]]:
+    """Of parts without deletes: no position needs to be kept, the newer value takes the place of the older."""
+    if keys_only:
+        return sorted(set().union(*(part.keys for part in parts))), []
+    newest: dict[bytes, bytes] = {}
+    for part in parts:
+        newest.update(zip(part.keys, part.values, strict=True))
+    keys = sorted(newest)
+    return keys, list(map(newest.__getitem__, keys))
 
 
 def _newest_without_versions(parts: list[Columns], *, keys_only: bool) -> tuple[list[bytes], list[bytes], int | bytes]:

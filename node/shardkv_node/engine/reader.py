@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, Literal, overload
 
 from shardkv.write_batch import Text
@@ -18,6 +19,10 @@ from shardkv_node.engine.source import Page
 
 PAGE_BYTES = 256 * 1024
 """What a scan reads at a time."""
+FIRST_PAGE_BYTES = 64 * 1024
+"""The same, the first time: maybe no more is wanted."""
+FIRST_ROWS_MOST = 1000
+"""A scan limited to so many rows reads them at once, if they fit into the first page."""
 
 
 class Reader(ABC):
@@ -114,37 +119,40 @@ class Reader(ABC):
         low, high = pack_bounds(start, stop, prefix)
         check_limit(limit)
         self._check_usable()
+        if limit is not None and 0 < limit <= FIRST_ROWS_MOST:
+            # Short scans are most of all scans: theirs is read at once, and no generator stands between.
+            page = self._page(low, high, limit, FIRST_PAGE_BYTES, reverse=reverse, keys_only=keys_only)
+            if page.frontier is None or len(page.keys) == limit:
+                return iter(page.keys) if keys_only else zip(page.keys, page.values, strict=True)
         pages = self._pages(low, high, limit, reverse=reverse, keys_only=keys_only)
         if keys_only:
-            return (key for page in pages for key in page.keys)
-        return (pair for page in pages for pair in zip(page.keys, page.values, strict=True))
+            return chain.from_iterable(page.keys for page in pages)
+        return chain.from_iterable(zip(page.keys, page.values, strict=True) for page in pages)
 
     def _pages(
         self, start: bytes, stop: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
     ) -> Iterator[Page]:
+        bytes_max = FIRST_PAGE_BYTES
         while limit is None or limit > 0:
-            self._check_usable()
-            while not self._ready_to_scan():
-                pass
-            with self._mutex:
-                page = self._reads.scan_page(
-                    (self._tablet,),
-                    start,
-                    stop,
-                    reverse=reverse,
-                    limit=limit,
-                    bytes_max=PAGE_BYTES,
-                    keys_only=keys_only,
-                )
+            page = self._page(start, stop, limit, bytes_max, reverse=reverse, keys_only=keys_only)
             yield page
             if page.frontier is None:
                 return
             limit = None if limit is None else limit - len(page.keys)
             start, stop = (start, page.frontier) if reverse else (page.frontier, stop)
+            bytes_max = PAGE_BYTES
+
+    def _page(
+        self, start: bytes, stop: bytes | None, limit: int | None, bytes_max: int, *, reverse: bool, keys_only: bool
+    ) -> Page:
+        self._check_usable()
+        reads, tablets = self._reads, (self._tablet,)
+        while True:
+            with self._mutex:  # let go of between the steps, for others to be served
+                if reads.ready_to_scan(tablets):
+                    return reads.scan_page(
+                        tablets, start, stop, reverse=reverse, limit=limit, bytes_max=bytes_max, keys_only=keys_only
+                    )
 
     def _pack(self, key: Text) -> bytes:
         return pack_key(key, self._key_bytes_max)
-
-    def _ready_to_scan(self) -> bool:
-        with self._mutex:
-            return self._reads.ready_to_scan((self._tablet,))

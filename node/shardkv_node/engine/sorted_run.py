@@ -37,10 +37,22 @@ class SortedRun:
         number = bisect_right(self._highs, key)
         return self.tables[number].find_probed(key, high, mask) if number < len(self.tables) else None
 
-    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
+    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool = True) -> Iterator[Columns]:
         """The rows with keys in [start, stop); see `Source`."""
+        tables = self._between(start, stop)
+        for table in reversed(tables) if reverse else tables:
+            yield from table.chunks(start, stop, reverse=reverse, hold=hold)
+
+    def partition_ends(self) -> list[bytes]:
+        """As `Table.partition_ends`, of all tables; in any order when some are clipped."""
+        return [end for table in self.tables for end in table.partition_ends()]
+
+    def block_ends(self, start: bytes, stop: bytes) -> list[bytes]:
+        """As `Table.block_ends`, of the tables with rows there; in any order when some are clipped."""
+        return [end for table in self._between(start, stop) for end in table.block_ends(start, stop)]
+
+    def _between(self, start: bytes, stop: bytes | None) -> list[Table | ClippedTable]:
+        """The tables that may have rows in [start, stop)."""
         low = bisect_right(self._highs, start)
         high = len(self.tables) if stop is None else bisect_left(self._lows, stop)
-        tables = self.tables[low:high]
-        for table in reversed(tables) if reverse else tables:
-            yield from table.chunks(start, stop, reverse=reverse)
+        return self.tables[low:high]

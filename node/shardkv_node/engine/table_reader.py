@@ -164,15 +164,15 @@ class Table:
         # A key at or below the last key of a partition is at or below that of a block and of a row: row is in range.
         return (columns, row) if keys[row] == key else None
 
-    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
-        """The rows with keys in [start, stop), a block at a time; see `Source`."""
+    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool = True) -> Iterator[Columns]:
+        """The rows with keys in [start, stop), a block at a time; see `Source`. `hold`: have the cache keep them."""
         last_keys = self._last_keys
         low = bisect_left(last_keys, start)
         # The first partition whose last key is >= stop may still hold keys below it; none after it does.
         high = len(last_keys) if stop is None else min(len(last_keys), bisect_left(last_keys, stop) + 1)
         numbers = range(low, high)
         for number in reversed(numbers) if reverse else numbers:
-            for columns in self._partition_chunks(number, start, stop, reverse=reverse):
+            for columns in self._partition_chunks(number, start, stop, reverse=reverse, hold=hold):
                 first = 0 if columns.keys[0] >= start else bisect_left(columns.keys, start)
                 end = len(columns.keys)
                 if stop is not None and columns.keys[-1] >= stop:
@@ -181,6 +181,20 @@ class Table:
                     yield columns
                 elif first < end:
                     yield columns.slice(first, end)
+
+    def partition_ends(self) -> list[bytes]:
+        """The last key of each partition, ascending."""
+        return self._last_keys
+
+    def block_ends(self, start: bytes, stop: bytes) -> list[bytes]:
+        """The last keys of data blocks that lie in [start, stop), ascending."""
+        ends: list[bytes] = []
+        for number in range(bisect_left(self._last_keys, start), len(self._last_keys)):
+            last_keys = self._partition(number).last_keys
+            ends += last_keys[bisect_left(last_keys, start) : bisect_left(last_keys, stop)]
+            if last_keys[-1] >= stop:
+                break
+        return ends
 
     def points(self) -> Iterator[tuple[bytes, int]]:
         """Where the bytes of the file lie, from the top index alone: the last key of each partition and its size."""
@@ -225,18 +239,20 @@ class Table:
             self._cache.put(self._cache_base + self._offsets[number], partition, charge)
         return partition
 
-    def _data_block(self, offset: int, size: int) -> Columns:
+    def _data_block(self, offset: int, size: int, *, hold: bool) -> Columns:
         cache = self._cache
         held = None if cache is None else cache.get(self._cache_base + offset)
-        return self._load_block(offset, size) if held is None else cast(Columns, held)
+        return self._load_block(offset, size, hold=hold) if held is None else cast(Columns, held)
 
-    def _load_block(self, offset: int, size: int) -> Columns:
+    def _load_block(self, offset: int, size: int, *, hold: bool = True) -> Columns:
         columns, raw_bytes = self._read_columns(self._files.get(self.path).pread(offset, size), offset)
-        if self._cache is not None:
+        if hold and self._cache is not None:
             self._cache.put(self._cache_base + offset, columns, columns_charge(len(columns.keys), raw_bytes))
         return columns
 
-    def _partition_chunks(self, number: int, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
+    def _partition_chunks(
+        self, number: int, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool
+    ) -> Iterator[Columns]:
         """The data blocks of one partition that may hold keys of [start, stop)."""
         partition = self._partition(number)
         last_keys = partition.last_keys
@@ -247,7 +263,7 @@ class Table:
             return
         blocks = range(low, high)
         for block in reversed(blocks) if reverse else blocks:
-            yield self._data_block(partition.offsets[block], partition.sizes[block])
+            yield self._data_block(partition.offsets[block], partition.sizes[block], hold=hold)
 
     def _read_partition(self, number: int) -> _Partition:
         offset = self._offsets[number]

@@ -13,6 +13,7 @@ from shardkv_node.engine.clipped_table import ClippedTable
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING, Columns
 from shardkv_node.engine.filter import probe
 from shardkv_node.engine.memtable import Memtable, cell_expiry, cell_value, cell_version
+from shardkv_node.engine.merged_tables import MergedTables
 from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.source import Source
@@ -24,6 +25,7 @@ class Tablet:
 
     __slots__ = (
         "_clock",
+        "_merged",
         "_parts",
         "active",
         "fenced",
@@ -58,6 +60,8 @@ class Tablet:
         """Given by `Maintenance` before there is a table; a snapshot has none. Asked first, before the memtables."""
         self._parts: tuple[Table | ClippedTable | SortedRun, ...] = ()
         """Of all levels, youngest first."""
+        self._merged: MergedTables | None = None
+        """Of the same, for scans; None where there is nothing to merge."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key does not exist."""
@@ -109,11 +113,14 @@ class Tablet:
         return 0 if found is None else found[1]
 
     def sources(self) -> Iterator[Source]:
-        """All parts, oldest first."""
-        yield from reversed(self.sorted_levels)
-        yield from self.level0
-        yield from self.frozen
-        yield self.active
+        """All parts that a scan merges, oldest first."""
+        if self._merged is not None:
+            yield self._merged
+        else:
+            yield from reversed(self._parts)
+        yield from filter(len, self.frozen)
+        if self.active:
+            yield self.active
 
     def memtables(self) -> Iterator[Memtable]:
         """Oldest first."""
@@ -139,14 +146,19 @@ class Tablet:
         """
         self.level0 = list(levels[0]) if levels else []
         self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
-        self._parts = (*reversed(self.level0), *self.sorted_levels)
+        self._parts = (*reversed(self.level0), *filter(len, self.sorted_levels))
+        if self._merged is not None:
+            self._merged.close()
+            self._merged = None
+        if self.rows is not None and len(self._parts) > 1:
+            self._merged = MergedTables(self._parts[::-1], self.rows.blocks)
         if self.rows is not None and not same_rows:
             self.rows.clear()
 
     def share_levels(self, other: Tablet) -> None:
         """Have the levels that the other has now."""
         self.level0, self.sorted_levels = list(other.level0), list(other.sorted_levels)
-        self._parts = other._parts
+        self._parts, self._merged = other._parts, other._merged
 
     @property
     def level0_files(self) -> int:

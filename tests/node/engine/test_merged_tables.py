@@ -1,0 +1,137 @@
+"""Merged tables: one scan over all tables of a tablet, whatever of it was kept from the scans before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from shardkv.errors import Corruption
+from shardkv_node.engine.block_cache import BlockCache
+from shardkv_node.engine.clipped_table import ClippedTable, view
+from shardkv_node.engine.merged_tables import BLOCKS_PER_STRETCH, MergedTables
+from shardkv_node.engine.sorted_run import SortedRun
+from shardkv_node.engine.table_reader import Table
+from tests.node.engine.crash_vfs import CrashVfs
+from tests.node.engine.tables import open_table, options, rows_of, write_table
+
+KEYS = [b"%04d" % n for n in range(1500)]
+Rows = dict[bytes, bytes | None]
+
+
+class World:
+    """Tables over one cache, and what a reader should see of them."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        self.vfs = CrashVfs()
+        self.cache = BlockCache(cache_bytes)
+        self.rows: Rows = {}
+        self._tables = 0
+
+    def table(self, rows: Rows, *, start: bytes = b"", stop: bytes | None = None) -> Table | ClippedTable:
+        """A table of the rows, seen in [start, stop), newer than all tables made before."""
+        path = f"/{self._tables:06d}-00000000.sst"
+        self._tables += 1
+        meta = write_table(self.vfs, path, rows, options=options(block_bytes=128))
+        table = Table.open(self.vfs, path, meta, self.cache)
+        self.rows |= {key: value for key, value in rows.items() if key >= start and (stop is None or key < stop)}
+        return view(table, msgspec.structs.replace(meta, start=start, stop=stop))
+
+    def expected(self, start: bytes, stop: bytes | None) -> list[tuple[bytes, bytes | None]]:
+        wanted = sorted(key for key in self.rows if key >= start and (stop is None or key < stop))
+        return [(key, self.rows[key]) for key in wanted if self.rows[key] is not None]
+
+
+def scan(merged: MergedTables, start: bytes, stop: bytes | None, *, reverse: bool) -> list[tuple[bytes, bytes | None]]:
+    chunks = list(merged.chunks(start, stop, reverse=reverse))
+    rows = [row for chunk in (chunks[::-1] if reverse else chunks) for row in rows_of(chunk)]
+    return [(key, value) for key, value in rows if value is not None]
+
+
+def some_rows(rng: random.Random, count: int) -> Rows:
+    return {key: rng.randbytes(rng.randrange(40)) if rng.random() < 0.8 else None for key in rng.sample(KEYS, count)}
+
+
+def overlapping(world: World, rng: random.Random, *, clips: bool) -> MergedTables:
+    """A sorted level under three tables of level 0."""
+    bottom = some_rows(rng, 700)
+    thirds = [(b"", KEYS[500]), (KEYS[500], KEYS[1000]), (KEYS[1000], None)]
+    level = [
+        world.table({key: value for key, value in bottom.items() if low <= key and (high is None or key < high)})
+        if not clips
+        else world.table(bottom, start=low, stop=high)
+        for low, high in thirds
+    ]
+    young = [world.table(some_rows(rng, count)) for count in (300, 5)]
+    young.append(world.table(some_rows(rng, 200), start=KEYS[200], stop=KEYS[900]))
+    return MergedTables([SortedRun(level), *young], world.cache)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 30_000, 10_000_000])
+@pytest.mark.parametrize("clips", [False, True])
+def test_every_scan_gives_the_newest_rows_whatever_was_kept(cache_bytes: int, clips: bool) -> None:
+    rng = random.Random(7)
+    world = World(cache_bytes)
+    merged = overlapping(world, rng, clips=clips)
+    for turn in range(120):
+        start, stop = sorted(rng.choices([b"", b"9", *KEYS, KEYS[7] + b"\0"], k=2))
+        end = None if turn % 5 == 0 else stop
+        assert scan(merged, start, end, reverse=turn % 2 == 1) == world.expected(start, end)
+        assert world.cache.charged_bytes <= cache_bytes
+
+
+def test_a_scan_over_what_was_scanned_before_reads_no_block_and_closing_gives_the_memory_back() -> None:
+    world = World(10_000_000)
+    merged = overlapping(world, random.Random(3), clips=False)
+    for _ in range(2):
+        scan(merged, b"", None, reverse=False)
+    charged, misses = world.cache.charged_bytes, world.cache.misses
+    for reverse in (False, True):
+        scan(merged, b"", None, reverse=reverse)
+    assert (world.cache.charged_bytes, world.cache.misses) == (charged, misses)
+    merged.close()
+    assert world.cache.charged_bytes < charged
+    assert scan(merged, b"", None, reverse=False) == world.expected(b"", None)
+
+
+def test_no_chunk_is_larger_than_a_few_blocks_however_uneven_the_runs() -> None:
+    """New keys behind all old ones, and a desert of deletes: no run alone may say where stretches end."""
+    world = World(10_000_000)
+    old = world.table(dict.fromkeys(KEYS[:900], b"v" * 20))
+    new = world.table(dict.fromkeys(KEYS[900:], b"v" * 20))
+    deletes = world.table(dict.fromkeys(KEYS[100:600]))
+    merged = MergedTables([old, new, deletes], world.cache)
+    for reverse in (False, True):
+        for _ in range(3):
+            chunks = list(merged.chunks(b"", None, reverse=reverse))
+            assert max(len(chunk.keys) for chunk in chunks) < 30 * BLOCKS_PER_STRETCH
+            # As many rows as there are: a page over the desert must end after so many.
+            assert sum(len(chunk.keys) for chunk in chunks) > 1400
+            assert scan(merged, b"", None, reverse=reverse) == world.expected(b"", None)
+
+
+def test_damage_is_told_by_each_scan_and_nothing_is_kept_of_it() -> None:
+    world = World(10_000_000)
+    one, two = world.table(dict.fromkeys(KEYS[:200], b"1")), world.table(dict.fromkeys(KEYS[100:300], b"2"))
+    path = "/000001-00000000.sst"
+    data = bytearray(world.vfs.read_all(path))
+    data[40] ^= 1
+    world.vfs.write_atomic(path, bytes(data))
+    merged = MergedTables([one, Table.open(world.vfs, path, two.meta, world.cache)], world.cache)
+    for _ in range(3):
+        with pytest.raises(Corruption):
+            _drain(merged.chunks(b"", None, reverse=False))
+
+
+def _drain(chunks: Iterator[object]) -> None:
+    for _ in chunks:
+        pass
+
+
+def test_tables_opened_alone_still_read_without_a_cache() -> None:
+    vfs = CrashVfs()
+    meta = write_table(vfs, "/000000-00000000.sst", dict.fromkeys(KEYS[:50], b"v"))
+    table = open_table(vfs, "/000000-00000000.sst", meta, cache_bytes=None)
+    assert table.block_ends(KEYS[0], KEYS[49] + b"\0")[-1] == KEYS[49] == table.partition_ends()[-1]
