@@ -28,7 +28,7 @@ from shardkv_node.engine.columns import DELETE
 from shardkv_node.engine.source import Page
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
-from shardkv_node.outcome import write_error
+from shardkv_node.outcome import told_error
 from shardkv_node.ownership import Ownership
 
 COUNT_KEYS = 8192
@@ -95,8 +95,7 @@ class RangeSteps:
 
 
 def _answer_delete(connection: Connection, request_id: int, frontier: bytes | None, write: Write) -> None:
-    error = write_error(write)
-    if error is not None:
-        connection.fail(request_id, error)
+    if write.error is not None:
+        connection.fail(request_id, told_error(write.error))
     else:
         connection.reply(request_id, DeleteRangeReply(sum(write.existed or ()), frontier))

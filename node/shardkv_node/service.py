@@ -34,7 +34,7 @@ from shardkv_node.committer import Committer
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
-from shardkv_node.outcome import write_error
+from shardkv_node.outcome import told_error
 from shardkv_node.ownership import Ownership
 from shardkv_node.ranges import RangeSteps
 
@@ -44,6 +44,7 @@ READ_STEP_FIRST = 8
 READ_STEP_MOST = 1024
 """How many keys are looked up before the bytes found are counted: few while it is unknown how large values are."""
 
+_INCR = int(Kind.INCR)
 _RESULT_BYTES = bytes((WriteResult.APPLIED, WriteResult.APPLIED_EXISTED))
 
 
@@ -133,7 +134,7 @@ class NodeService:
             want_existed=asked.want_existed,
             done=partial(_answer_write, connection, request.id),
         )
-        if asked.conditions is not None or asked.ttl_ms is not None or asked.kinds == Kind.INCR:
+        if asked.conditions is not None or asked.ttl_ms is not None or asked.kinds == _INCR:
             self._complete(write, asked)
         self._committer.submit(write, deadline)
 
@@ -141,7 +142,7 @@ class NodeService:
         """What only some writes have: conditions, a time to live, a number to add."""
         if asked.conditions is not None:
             write.conditions = list(zip(asked.conditions.keys, asked.conditions.versions, strict=True))
-        if asked.kinds == Kind.INCR:
+        if asked.kinds == _INCR:
             write.kinds, write.add, write.want_existed = PUT, int(asked.values[0]), True
         if asked.ttl_ms is not None:
             write.kinds, write.expiries = PUT_EXPIRING, self._store.time_ms() + asked.ttl_ms
@@ -205,9 +206,8 @@ class NodeService:
 
 def _answer_write(connection: Connection, request_id: int, write: Write) -> None:
     """Tell the outcome of a write to whoever asked for it."""
-    error = write_error(write)
-    if error is not None:
-        connection.fail(request_id, error)
+    if write.error is not None:
+        connection.fail(request_id, told_error(write.error))
         return
     results = bytes(len(write.keys)) if write.existed is None else bytes(map(_RESULT_BYTES.__getitem__, write.existed))
     number = None if write.add is None else int(write.values[0])

@@ -50,10 +50,11 @@ OnDone = Callable[[msgspec.Raw | ShardKVError], None]
 class Part:
     """One shard's share of a request. `done` runs once, with the reply's payload or an error.
 
-    `repeatable`: it may be sent again even when it may have been carried out; unless told, what is no write.
+    `repeatable`: whether it may be sent again even when it may have been carried out; None: if it is no write.
     """
 
     __slots__ = (
+        "_repeatable",
         "answer_by",
         "asked",
         "deadline",
@@ -63,7 +64,6 @@ class Part:
         "op",
         "pause_s",
         "payload",
-        "repeatable",
         "shard_id",
     )
 
@@ -78,7 +78,7 @@ class Part:
         repeatable: bool | None = None,
     ) -> None:
         self.op = op
-        self.repeatable = op != Op.WRITE if repeatable is None else repeatable
+        self._repeatable = repeatable
         self.payload = payload
         self.shard_id = shard_id
         self.deadline = deadline
@@ -91,6 +91,10 @@ class Part:
         """Who was asked last, and the number of that request there."""
         self.pause_s = REFUSED_PAUSE_S
         self.finished = False
+
+    @property
+    def repeatable(self) -> bool:
+        return self.op != Op.WRITE if self._repeatable is None else self._repeatable
 
     @property
     def size_bytes(self) -> int:

@@ -110,7 +110,7 @@ class AsyncClient(Generic[Out]):
         """
         call = requests.put(key, value, self._limits, ttl=ttl, if_version=if_version, if_absent=if_absent)
         await self._run([call], timeout)
-        return cast(int, call.version)
+        return requests.version_of(call)
 
     @overload
     async def get(
@@ -126,10 +126,10 @@ class AsyncClient(Generic[Out]):
         """The value of `key`, None when there is none. `with_version`: (value, version), see `put`."""
         call = requests.get(key, self._limits, with_version=with_version)
         await self._run([call], timeout)
+        if with_version:
+            return requests.versioned(call, self._decode)[0]
         value = call.values[0]
-        if value is None:
-            return None
-        return (self._decode(value), call.versions[0]) if with_version else self._decode(value)
+        return None if value is None else self._decode(value)
 
     async def delete(self, key: Text, *, if_version: int | None = None, timeout: float | None = None) -> bool:
         """Delete `key`. True when it existed. `if_version`: only if it has this version, see `put`."""
@@ -147,7 +147,7 @@ class AsyncClient(Generic[Out]):
         """
         call = requests.incr(key, by, self._limits, ttl=ttl)
         await self._run([call], timeout)
-        return call.number
+        return requests.sum_of(call)
 
     # Many keys
 
@@ -213,7 +213,7 @@ class AsyncClient(Generic[Out]):
         """
         calls = requests.write(batch, self._limits, if_versions=if_versions)
         await self._run(calls, timeout)
-        return calls[0].version if calls else None
+        return requests.shared_version(calls)
 
     @asynccontextmanager
     async def batch(

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -29,7 +29,6 @@ from shardkv.errors import (
 from shardkv.wire.messages import (
     OK,
     Conditions,
-    Kind,
     Op,
     RawReply,
     Read,
@@ -120,19 +119,15 @@ class Call:
 
 
 class ReadCall(Call):
-    """Values of keys, and with `want_versions` their versions (0 where there is no value).
+    """Values of keys. A reply that does not fit in a frame is asked for again in halves."""
 
-    A reply that does not fit in a frame is asked for again in halves.
-    """
+    __slots__ = ("_parts", "keys", "values")
+    want_versions: ClassVar[bool] = False
 
-    __slots__ = ("_parts", "_want_versions", "keys", "values", "versions")
-
-    def __init__(self, keys: list[bytes], *, want_versions: bool = False) -> None:
-        super().__init__(Op.READ, raw(Read(keys, want_versions)), decode_read_reply)
+    def __init__(self, keys: list[bytes]) -> None:
+        super().__init__(Op.READ, raw(Read(keys)), decode_read_reply)
         self.keys = keys
         self.values: list[bytes | None] = []
-        self.versions: list[int] = []
-        self._want_versions = want_versions
         self._parts = [(0, len(keys))]
 
     def take(self, payload: msgspec.Raw) -> None:
@@ -140,16 +135,17 @@ class ReadCall(Call):
         start, stop = self._parts.pop()
         if len(reply.values) != stop - start:
             raise RemoteProtocolError(f"The reply has {len(reply.values)} values for {stop - start} keys.")
-        if self._want_versions:
-            if len(reply.versions or ()) != stop - start:
-                raise RemoteProtocolError("The reply to a read of versions does not have one for each key.")
-            self.versions += reply.versions or ()
         self.values += reply.values
+        if reply.versions is not None:
+            self.take_versions(reply.versions)
         self.error = None
         if self._parts:
             self._ask_next()
         else:
             self._done()
+
+    def take_versions(self, versions: list[int]) -> None:
+        """Nobody asked for them."""
 
     def refuse(self, error: ShardKVError) -> None:
         start, stop = self._parts[-1]
@@ -162,7 +158,27 @@ class ReadCall(Call):
 
     def _ask_next(self) -> None:
         start, stop = self._parts[-1]
-        self._payload = raw(Read(self.keys[start:stop], self._want_versions))
+        self._payload = raw(Read(self.keys[start:stop], self.want_versions))
+
+
+class VersionedReadCall(ReadCall):
+    """Values of keys and their versions, 0 where there is no value."""
+
+    __slots__ = ("versions",)
+    want_versions = True
+
+    def __init__(self, keys: list[bytes]) -> None:
+        super().__init__(keys)
+        self.versions: list[int] = []
+        self._ask_next()
+
+    def take_versions(self, versions: list[int]) -> None:
+        self.versions += versions
+
+    def _done(self) -> None:
+        if len(self.versions) != len(self.keys):
+            raise RemoteProtocolError("The reply to a read of versions does not have one for each key.")
+        super()._done()
 
 
 class PageCall(Call):
@@ -190,7 +206,7 @@ class WriteCall(Call):
     `may_cut`: nothing need be atomic, so what the cluster finds too large is sent in halves.
     """
 
-    __slots__ = ("_later", "_may_cut", "_pending", "_write", "number", "problems", "results", "version")
+    __slots__ = ("_later", "_may_cut", "_pending", "_write", "problems", "reply", "results")
 
     def __init__(
         self,
@@ -206,10 +222,8 @@ class WriteCall(Call):
         write = Write(None, conditions, kinds, keys, values, want_existed, ttl_ms)
         super().__init__(Op.WRITE, raw(write), decode_write_reply)
         self._write = write
-        self.version: int | None = None
-        """Of all operations, when one shard took them at once."""
-        self.number = 0
-        """What an incr came to."""
+        self.reply: WriteReply | None = None
+        """When one reply told of all operations."""
         self.results = bytearray([REFUSED]) * len(keys)
         self.problems: list[ShardProblem] = []
         self._may_cut = may_cut
@@ -222,7 +236,7 @@ class WriteCall(Call):
             raise RemoteProtocolError(f"The reply has {len(reply.results)} results for {len(self._pending)} writes.")
         if len(self._pending) == len(self.results):
             self.results[:] = reply.results
-            self._take_version(reply)
+            self.reply = reply
         else:
             for index, result in zip(self._pending, reply.results, strict=True):
                 self.results[index] = result
@@ -232,15 +246,6 @@ class WriteCall(Call):
             self._ask_for(self._later.pop())
         else:
             self._done()
-
-    def _take_version(self, reply: WriteReply) -> None:
-        self.version = reply.version
-        if reply.version is None and reply.results in (b"\0", b"\1"):
-            raise RemoteProtocolError("The reply to a write of one key does not tell its version.")
-        if self._write.kinds == Kind.INCR:
-            if reply.number is None:
-                raise RemoteProtocolError("The reply to an incr does not tell the sum.")
-            self.number = reply.number
 
     def _take_problems(self, problems: list[ShardProblem]) -> None:
         self.problems = problems

@@ -14,10 +14,10 @@ from itertools import accumulate, chain
 from typing import TypeVar
 
 from shardkv.client.arguments import Decode, Out, to_amount, to_column, to_ttl_ms, to_version
-from shardkv.client.calls import EXISTED, Call, ReadCall, WriteCall
+from shardkv.client.calls import EXISTED, Call, ReadCall, VersionedReadCall, WriteCall
 from shardkv.client.deleting import DeleteRangeCall
 from shardkv.client.scan import check_limit, to_bounds
-from shardkv.errors import BatchTooLarge, InvalidArgument
+from shardkv.errors import BatchTooLarge, InvalidArgument, RemoteProtocolError
 from shardkv.limits import MIB, Limits
 from shardkv.whole_number import format_number
 from shardkv.wire.checks import check_keys, check_values
@@ -40,7 +40,7 @@ def get(key: Text, limits: Limits, *, with_version: bool = False) -> ReadCall:
     """Read one key."""
     keys = [pack_text(key, "key")]
     check_keys(keys, limits)
-    return ReadCall(keys, want_versions=with_version)
+    return VersionedReadCall(keys) if with_version else ReadCall(keys)
 
 
 def put(
@@ -96,7 +96,8 @@ def get_many(keys: Sequence[str] | Sequence[bytes], limits: Limits, *, with_vers
     """Read many keys; `by_key` or `versioned_by_key` puts the answers together."""
     column = to_column(keys, "key")
     _check_columns(column, [], limits)
-    return [ReadCall(column[part], want_versions=with_version) for part in _parts(column, [], limits)]
+    kind = VersionedReadCall if with_version else ReadCall
+    return [kind(column[part]) for part in _parts(column, [], limits)]
 
 
 def put_many(
@@ -212,11 +213,36 @@ def versioned_by_key(
     keys: Sequence[Key], calls: Sequence[ReadCall], decode: Decode[Out]
 ) -> dict[Key, tuple[Out, int] | None]:
     """What `get_many` with versions returns."""
-    rows = chain.from_iterable(zip(call.values, call.versions, strict=True) for call in calls)
-    return {
-        key: None if value is None else (decode(value), version)
-        for key, (value, version) in zip(keys, rows, strict=True)
-    }
+    rows = chain.from_iterable(versioned(call, decode) for call in calls)
+    return dict(zip(keys, rows, strict=True))
+
+
+def versioned(call: ReadCall, decode: Decode[Out]) -> list[tuple[Out, int] | None]:
+    """(value, version) of each key of a call that asked for versions; None where there is no value."""
+    assert isinstance(call, VersionedReadCall)
+    return [
+        None if value is None else (decode(value), version)
+        for value, version in zip(call.values, call.versions, strict=True)
+    ]
+
+
+def version_of(call: WriteCall) -> int:
+    """The version of a write of one key. Raises RemoteProtocolError."""
+    if call.reply is None or call.reply.version is None:
+        raise RemoteProtocolError("The router said that a write was applied, and not its version.")
+    return call.reply.version
+
+
+def sum_of(call: WriteCall) -> int:
+    """What an incr came to. Raises RemoteProtocolError."""
+    if call.reply is None or call.reply.number is None:
+        raise RemoteProtocolError("The router said that an incr was applied, and not its sum.")
+    return call.reply.number
+
+
+def shared_version(calls: Sequence[WriteCall]) -> int | None:
+    """The version of a batch; None when it was empty, or several shards took part."""
+    return calls[0].reply.version if calls and calls[0].reply is not None else None
 
 
 def _check_columns(keys: list[bytes], values: list[bytes], limits: Limits) -> None:

@@ -8,9 +8,17 @@ import msgspec
 import pytest
 
 from shardkv.client import requests
-from shardkv.errors import BatchTooLarge, InvalidArgument, InvalidKey, KeyTooLarge, ValueTooLarge
+from shardkv.client.calls import settle
+from shardkv.errors import (
+    BatchTooLarge,
+    InvalidArgument,
+    InvalidKey,
+    KeyTooLarge,
+    RemoteProtocolError,
+    ValueTooLarge,
+)
 from shardkv.limits import DEFAULT_LIMITS, KIB, MIB
-from shardkv.wire.messages import Read, Write
+from shardkv.wire.messages import OK, RawReply, Read, Write, WriteReply, raw
 from shardkv.write_batch import WriteBatch
 
 LIMITS = DEFAULT_LIMITS
@@ -115,3 +123,16 @@ def test_reads_are_cut_and_put_together_in_order_of_asking():
     assert list(answer) == keys
     assert answer["k7"] is None
     assert answer["k1499"] == "k1499"
+
+
+def test_an_answer_that_lacks_what_was_asked_for_is_an_error():
+    call = requests.put("k", "v", LIMITS)
+    settle(call, RawReply(1, OK, raw(WriteReply(b"\0", None, []))))
+    assert requests.shared_version([call]) is None
+    with pytest.raises(RemoteProtocolError, match="not its version"):
+        requests.version_of(call)
+    call = requests.incr("k", 1, LIMITS)
+    settle(call, RawReply(1, OK, raw(WriteReply(b"\0", 7, []))))
+    assert requests.version_of(call) == 7
+    with pytest.raises(RemoteProtocolError, match="not its sum"):
+        requests.sum_of(call)
