@@ -14,6 +14,8 @@ from shardkv.wire.messages import (
     Op,
     Read,
     Request,
+    decode_count,
+    decode_delete_range,
     decode_meta_read,
     decode_read,
     decode_replies,
@@ -79,7 +81,7 @@ def test_text_that_is_not_utf_8_is_an_invalid_argument(text: bytes) -> None:
 
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**63) | st.binary(max_size=20), st.lists, max_leaves=20))
 def test_wrong_types_in_a_payload_are_invalid_arguments(value: object) -> None:
-    for decode in (decode_read, decode_write):
+    for decode in (decode_read, decode_write, decode_count, decode_delete_range):
         try:
             decode(raw(value))
         except InvalidArgument as error:
