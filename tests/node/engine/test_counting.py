@@ -133,6 +133,22 @@ def test_a_number_ends_when_it_would_have_unless_told_otherwise(where: str) -> N
     assert store.get(tablet, b"n") == b"1", "a number that starts anew stays"
 
 
+@pytest.mark.parametrize("end", ["deleted", "over"])
+def test_a_number_whose_end_is_in_a_table_starts_anew(end: str) -> None:
+    clock = Clock()
+    store = open_at(CrashVfs(), clock)
+    tablet = store.create_tablet(b"t")
+    commit(store, tablet, [(b"n", b"5")])
+    store.flush()
+    if end == "deleted":
+        commit(store, tablet, [(b"n", None)])
+    else:
+        commit_write(store, Write(tablet, [b"n"], PUT_EXPIRING, [b"7"], expiries=START_MS + 10))
+    store.flush()
+    clock.now_ms = START_MS + 10
+    assert commit_write(store, add(tablet, b"n")).values == [b"1"]
+
+
 def test_a_group_counts_from_nothing_what_ended_inside_it() -> None:
     clock = Clock()
     store = open_at(CrashVfs(), clock)

@@ -1,10 +1,11 @@
-"""Random histories of a store against dicts: writes with and without conditions and times to live, scans, snapshots,
-range deletes, splits, exports, imports, drops, flushes, compactions, restarts, crashes in any order, while the clock
-goes on, or back. There may be several tablets; the rules are about one of them at a time.
+"""Random histories of a store against dicts: writes with and without conditions and times to live, numbers, scans,
+snapshots, range deletes, splits, exports, imports, drops, flushes, compactions, restarts, crashes in any order, while
+the clock goes on, or back. There may be several tablets; the rules are about one of them at a time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shardkv.errors import ConditionFailed
+from shardkv.errors import ConditionFailed, InvalidNumber
 from shardkv.topology.tokens import hash_token
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING, pack_u64
 from shardkv_node.engine.reads import Reads
@@ -23,7 +24,8 @@ from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_nothing, keep_some
 from tests.node.engine.store_driver import STORE, TINY, commit_write
 
-KEYS = st.one_of(st.integers(0, 60).map(b"k%02d".__mod__), st.binary(min_size=1, max_size=3))
+NUMBERS = st.sampled_from([b"n1", b"n2"])
+KEYS = st.one_of(st.integers(0, 60).map(b"k%02d".__mod__), st.binary(min_size=1, max_size=3), NUMBERS)
 VALUES = st.one_of(st.none(), st.binary(max_size=8), st.integers(0, 400).map(lambda n: b"v" * n))
 TTLS = st.one_of(st.just(0), st.just(0), st.integers(1, 60))
 OPERATIONS = st.lists(st.tuples(KEYS, VALUES, TTLS), min_size=1, max_size=25)
@@ -124,6 +126,25 @@ class StoreMachine(RuleBasedStateMachine):
         write = self.commit(operations, conditions)
         assert write.applied != bool(conditions and wrong)
         assert write.applied or isinstance(write.error, ConditionFailed)
+
+    @rule(key=st.one_of(NUMBERS, KEYS), by=st.integers(-9, 9), ttls=st.lists(TTLS, min_size=1))
+    def count(self, key: bytes, by: int, ttls: list[int]) -> None:
+        """Several in one group; each sees the ones before."""
+        writes = [Write(self.tablet, [key], PUT, [b""], want_existed=True, add=by) for _ in ttls]
+        for write, ttl in zip(writes, ttls, strict=True):
+            if ttl:
+                write.kinds, write.expiries = PUT_EXPIRING, self.now_ms + ttl
+        group = self.store.log_group(writes)
+        self.store.sync_group(group, lambda error: self.store.apply_group(group))
+        self.rows = self.live()
+        for write, ttl in zip(writes, ttls, strict=True):
+            text, _, expiry = self.rows.get(key, (b"0", 0, 0))
+            if not re.fullmatch(rb"0|-?[1-9]\d*", text):
+                assert isinstance(write.error, InvalidNumber)
+                continue
+            assert write.existed == [key in self.rows]
+            expiry = self.now_ms + ttl if ttl else expiry
+            self.rows[key] = (str(int(text) + by).encode(), write.version, expiry)
 
     @rule(low=st.integers(0, 60), span=st.integers(1, 30), batch=st.integers(1, 9), stop_after=st.integers(1, 9))
     def delete_range(self, low: int, span: int, batch: int, stop_after: int) -> None:
