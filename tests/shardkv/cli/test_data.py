@@ -87,10 +87,10 @@ def test_delete_range_wants_to_be_told_what_and_that_it_may(run, router):
 
 
 def test_delete_range_goes_on_as_long_as_it_gets_on(run, router):
-    router.store = {b"%03d" % number: b"v" for number in range(100)}
+    router.store = {b"%03d" % number: b"v" for number in range(60)}
     router.page_rows = 10
-    router.delay_s = lambda op: 0.1
-    done = run("delete-range", "--all", "--yes", "--timeout", "0.35")
+    router.delay_s = lambda op: 0.3
+    done = run("delete-range", "--all", "--yes", "--timeout", "1")
     assert done.code == 0, done.err
     assert done.lines[0].endswith("keys deleted.")
     assert len(router.requests) > 3
