@@ -90,7 +90,8 @@ class SplitJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=3
     """Where keys with a token below `token` go, and the others."""
     token: int
     runs: list[list[CompactionInput]]
-    """As in `CompactionJob`: all that the tablet has with keys in [start, stop)."""
+    """As in `CompactionJob`."""
+    drop_tombstones: bool
     options: TableOptions
     now_ms: int = 0
     start: bytes = b""

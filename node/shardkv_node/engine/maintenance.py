@@ -165,6 +165,8 @@ class Maintenance:
         """Of any tablet; kept up to date by `_set_levels`, since every group asks for it."""
         self.on_progress: Callable[[], None] | None = None
         """Called after each job that ended, well or not."""
+        self.on_flushed: dict[int, Callable[[list[TableMeta]], None]] = {}
+        """By tablet, what wants to know of each flush which tables it gave the tablet."""
         self.on_job_end: Callable[[], None] | None = None
         """As `on_progress`, and before it: for the store itself."""
 
@@ -207,9 +209,9 @@ class Maintenance:
         self.frozen.append(generation)
         self.schedule()
 
-    def request_full_compaction(self) -> None:
-        """Merge every tablet into one level, as soon as possible."""
-        self._compact_all = dict.fromkeys(self._tablets, b"")
+    def request_full_compaction(self, tablets: Iterable[int]) -> None:
+        """Merge each of these tablets into one level, as soon as possible."""
+        self._compact_all |= dict.fromkeys(tablets, b"")
         self.schedule()
 
     def schedule(self) -> None:
@@ -363,6 +365,8 @@ class Maintenance:
                 self._tablets[number].frozen.remove(memtable)
                 self._set_levels(number, same_rows=True)
                 self._dismantler.drop(memtable)
+                if number in self.on_flushed:
+                    self.on_flushed[number]([table.meta for table in tables.get(number, [])])
         for number in tables.keys() - self._tablets.keys():  # dropped while the job ran
             self.files.discard([table.meta.file_name for table in tables[number]])
         self.frozen.remove(generation)
@@ -480,18 +484,20 @@ class Maintenance:
 
     # --- splits ---
 
-    def pin_levels(self, number: int) -> list[list[TableMeta]]:
-        """The tablet's tables as they are; their files stay until `unpin_levels`."""
-        levels = [list(metas) for metas in self._state.tablets[number].levels]
-        self.files.pin({meta.file_name for metas in levels for meta in metas})
-        return levels
+    def levels_of(self, number: int) -> list[list[TableMeta]]:
+        """The tablet's tables as they are."""
+        return [list(metas) for metas in self._state.tablets[number].levels]
 
-    def unpin_levels(self, levels: Sequence[Sequence[TableMeta]]) -> None:
+    def pin(self, levels: Sequence[Sequence[TableMeta]]) -> None:
+        """Keep the files of these tables until `unpin`."""
+        self.files.pin({meta.file_name for metas in levels for meta in metas})
+
+    def unpin(self, levels: Sequence[Sequence[TableMeta]]) -> None:
         if not self._closed and not self._health.poisoned:  # else the next open sweeps what is left
             self.files.unpin({meta.file_name for metas in levels for meta in metas})
 
     def pick_part(self, levels: Sequence[Sequence[TableMeta]], start: bytes) -> CompactionTask | None:
-        """What one job reads of pinned levels, at keys from `start`; None: there is nothing more."""
+        """What one job should read of pinned levels, at keys from `start`; None: there is nothing more."""
         return pick_part(levels, self._picker, start, self.files.points)
 
     def submit_split(
@@ -500,10 +506,13 @@ class Maintenance:
         tablets: tuple[int, int],
         token: int,
         ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None],
+        *,
+        drop_tombstones: bool,
     ) -> None:
         """Have a part of a tablet rewritten for two others; `ended` gets the new tables, open, or why there are none.
 
-        They are in no tablet yet: they wait for `change_tablets` or `discard_tables`.
+        They are in no tablet yet: they wait for `change_tablets` or `discard_tables`. `drop_tombstones`: the task has
+        all the tablet has in that part.
         """
         job = SplitJob(
             job_id=self._random_bytes(4).hex(),
@@ -512,7 +521,10 @@ class Maintenance:
             tablets=tablets,
             token=token,
             runs=self._inputs(task),
-            options=self._table_options(self._options.bottom_compression),
+            drop_tombstones=drop_tombstones,
+            options=self._table_options(
+                self._options.bottom_compression if drop_tombstones else self._options.upper_compression
+            ),
             now_ms=self._clock() >> COUNTER_BITS,
             start=task.start,
             stop=task.stop,

@@ -1,7 +1,7 @@
 """A split job: a part of a tablet's tables becomes tables of two tablets, by the hash token of each key.
 
-It is a compaction of everything the tablet has in that part, so one row per key is left and no delete. Memory is
-bounded as there. Invariant: a key goes to the half that the topology would send it to (`hash_token`).
+It is a compaction of the given tables, so one row per key is left, and memory is bounded as there. Invariant: a key
+goes to the half that the topology would send it to (`hash_token`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run_split(vfs: Vfs, job: SplitJob, pause: Pause = no_pause) -> JobResult:
             for run in job.runs
         ]
         for parts in merge_rounds(runs, job.start, job.stop, reverse=False, gather_bytes=_GATHER_BYTES):
-            rows = merge_newest(parts, drop_tombstones=True, now_ms=job.now_ms)
+            rows = merge_newest(parts, drop_tombstones=job.drop_tombstones, now_ms=job.now_ms)
             for tablet, output, half in zip(job.tablets, outputs, cut_by_token(rows, job.token), strict=True):
                 output.add(tablet, half)
             pause(sum(output.stored_bytes for output in outputs))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shardkv.errors import InvalidArgument, StorageError, StoreClosed
@@ -448,10 +448,14 @@ class Store(StoreTablets):
         self.maintenance.schedule()
         self._advance_splits()
 
-    def request_compaction(self) -> None:
-        """Have every tablet merged into one level; `maintenance.idle` once that is done."""
+    def request_compaction(self, tablets: Iterable[int] | None = None) -> None:
+        """Have these tablets, or all, merged into one level each; `maintenance.idle` once that is done.
+
+        After a split at a key it gives a half files of its own, without the rows of the other one.
+        """
         self._require_open()
-        self.maintenance.request_full_compaction()
+        wanted = self.tablets if tablets is None else [self._tablet(number).number for number in tablets]
+        self.maintenance.request_full_compaction(wanted)
 
     @property
     def memory_rows(self) -> int:

@@ -109,7 +109,7 @@ class StoreTablets(Reads):
         self._tablet(number).fenced = True
 
     def lift_fence(self, number: int) -> None:
-        """Take writes again. Raises `InvalidArgument` while the tablet is being split: cancel that first."""
+        """Take writes again. Raises `InvalidArgument` while the tablet is being split: end or cancel that first."""
         tablet = self._tablet(number)
         if number in self._splits:
             raise InvalidArgument(f"Tablet {number} is being split; its fence stays until that has ended.")
@@ -152,9 +152,10 @@ class StoreTablets(Reads):
 
         The token is that of topology/tokens.py, so keys with the same `{tag}` stay together. The tablet's tables are
         rewritten by jobs, which takes as long as a compaction of all of it; `outcome` of what is returned tells when
-        that has ended, and `on_progress` is called. Meanwhile reads go on, and the tablet is fenced: writes to it are
-        refused with `ShardUnavailable`, and may be retried until the halves are there. After a crash, a failure or
-        `cancel` the tablet is as it was.
+        that has ended, and `on_progress` is called. Meanwhile reads and writes go on. For its last stretch, a flush
+        and the rewriting of what was just written, the split fences the tablet: writes are refused with
+        `ShardUnavailable`, and may be retried until the halves are there. After a crash, a failure or `cancel` the
+        tablet is there as before. One that was fenced already stays so, but for a crash.
         Raises what `write_refusal` says.
         """
         refusal = self.write_refusal()
@@ -167,13 +168,13 @@ class StoreTablets(Reads):
         self._end_quick_puts()
         first = self._state.next_tablet
         self.maintenance.commit([NumbersEdit(self._state.next_file, first + 2)])
-        tablet.fenced = True
         split = TokenSplit(
             self.maintenance,
             tablet,
             self._halves(tablet, first, labels),
             token,
-            settled=self._settled,
+            flush=self._flush_for_split,
+            in_tables=lambda: self.in_tables(number),
             install=self._install_split,
         )
         self._splits[number] = split
@@ -183,7 +184,7 @@ class StoreTablets(Reads):
     def _install_split(self, split: TokenSplit, left: Levels, right: Levels) -> None:
         halves = split.halves
         for half in halves:
-            half.last_seqno = split.tablet.last_seqno  # a group may have been in flight when the split began
+            half.last_seqno = split.tablet.last_seqno
         also = [self.maintenance.numbers_after(meta for levels in (left, right) for metas in levels for meta in metas)]
         self.maintenance.change_tablets(
             [(halves[0], left), (halves[1], right)], [split.tablet.number], self._position, also
@@ -196,17 +197,14 @@ class StoreTablets(Reads):
                 self._splits.pop(number, None)
                 self.maintenance.schedule()
 
-    def _settled(self, tablet: Tablet) -> bool:
-        """Whether all the fenced tablet was told is in tables; if it is not, it is made to get there."""
-        if self._in_flight is not None:
-            return False
+    def _flush_for_split(self) -> None:
+        """Freeze what is in memory, if that can be done now; if not, it is asked for again."""
         refusal = self.write_refusal()
         if refusal is not None:
             raise refusal
         room = len(self.maintenance.frozen) < self.options.frozen_memtables_max
-        if len(tablet.active) and room and self._freeze_is_cheap():
+        if self._in_flight is None and room and self._freeze_is_cheap():
             self._freeze()
-        return tablet.in_tables
 
     # --- export and import ---
 
@@ -229,11 +227,12 @@ class StoreTablets(Reads):
         """
         self._require_open()
         tablet = self._tablet(number)
-        levels = self.maintenance.pin_levels(number)
+        levels = self.maintenance.levels_of(number)
+        self.maintenance.pin(levels)
         tables = [(level, meta) for level, metas in enumerate(levels) for meta in metas]
         seqno = self._state.tablets[number].flushed_seqno
         manifest = ExportManifest(self.store_id, number, tablet.label, seqno, tables)
-        return TabletExport(self._vfs, self.directory, manifest, lambda _: self.maintenance.unpin_levels(levels))
+        return TabletExport(self._vfs, self.directory, manifest, lambda _: self.maintenance.unpin(levels))
 
     def import_tablet(self, directory: str, label: bytes) -> int:
         """Make a tablet of an export, which stays as it is. Returns its number; durable on return.

@@ -3,11 +3,11 @@
 A split at a key is one manifest edit (`cut_levels` says what each half has): it reads and writes no table. Each half
 sees the files of the whole through a clip, and a compaction of it rewrites what the clip lets through.
 
-A split at a token (`TokenSplit`) streams the tables of the whole once, in parts that are jobs of bounded size, and
-puts the halves in force by one edit at the end.
+A split at a token (`TokenSplit`) streams the tables of the whole once while it goes on being written to, then what was
+written meanwhile, and puts the halves in force by one edit at the end.
 
 Invariants:
-  - a tablet is split only when all it was told is in tables, so that nothing of it is left in the log;
+  - halves come into force when all the tablet was told is in tables, so that nothing of it is left in the log;
   - halves go on with the sequence numbers of the whole, so versions rise across the split;
   - whatever happens, either the whole is in force or both halves are.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from shardkv.errors import InvalidArgument, ShardKVError
 from shardkv_node.engine.maintenance import Maintenance
+from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.tablet import Tablet
 
@@ -34,7 +35,13 @@ def cut_levels(levels: Sequence[Sequence[TableMeta]], at_key: bytes) -> tuple[Le
 class TokenSplit:
     """A split at a hash token under way. Made by `Store.split_tablet_by_token`; `outcome` tells when it has ended.
 
-    It holds the files it reads, so flushes and compactions of the tablet may go on beside it.
+    It goes in rounds, each of which rewrites some tables of the tablet for the halves, in jobs of bounded size:
+        1. the tables there are at the start, without deletes: they become one level of each half;
+        2. those that flushes have made meanwhile, once what was in memory at the end of round 1 is among them;
+        3. those since round 2, with the tablet fenced and all it was told in tables;
+    the tables of the later rounds stand on level 0 of the halves, the youngest last. Then the halves are put in force.
+
+    It holds the files it reads, so flushes and compactions of the tablet go on beside it.
     """
 
     def __init__(
@@ -44,10 +51,11 @@ class TokenSplit:
         halves: tuple[Tablet, Tablet],
         token: int,
         *,
-        settled: Callable[[Tablet], bool],
+        flush: Callable[[], None],
+        in_tables: Callable[[], bool],
         install: Callable[[TokenSplit, Levels, Levels], None],
     ) -> None:
-        """`settled` says whether all the fenced tablet was told is in tables, and sees to it that it soon will be;
+        """`flush` has what is in memory flushed, if it can; `in_tables`: all the tablet was told is in tables;
         `install` puts the halves in force.
         """
         self.tablet = tablet
@@ -56,15 +64,27 @@ class TokenSplit:
         """The numbers of the halves, or why there are none; None while it is under way."""
         self._maintenance = maintenance
         self._token = token
-        self._settled = settled
+        self._flush = flush
+        self._in_tables = in_tables
         self._install = install
-        self._levels: Levels | None = None
-        """What the tablet has, from the moment it was settled."""
-        self._outputs: tuple[list[TableMeta], list[TableMeta]] = ([], [])
+        self._was_fenced = tablet.fenced
+        self._round = 0
+        self._awaited: list[Memtable] | None = None
+        """What round 2 waits for to be in tables."""
+        self._inputs: Levels = maintenance.levels_of(tablet.number)
+        """Of the round at hand, pinned."""
+        self._flushed: list[TableMeta] = []
+        """What flushes have made since, oldest first, pinned."""
         self._start: bytes | None = b""
-        """Keys below it are done; None: all are."""
+        """Keys below it are done in this round; None: all are."""
+        self._outputs: tuple[Levels, Levels] = ([[]], [[]])
+        """Of each half: level 0, and below it, at its end, what round 1 made."""
         self._job_running = False
         self._advancing = self._again = False
+        maintenance.pin(self._inputs)
+        maintenance.on_flushed[tablet.number] = self._note_flushed
+        for levels in self._outputs:
+            levels += [[] for _ in range(max(1, len(self._inputs) - 1))]
 
     def advance(self) -> None:
         """Do what can be done now. Called whenever a group was applied or a job has ended; cheap."""
@@ -89,44 +109,67 @@ class TokenSplit:
         """End it with this outcome, unless it has one."""
         if self.outcome is None:
             self.outcome = error
-            self.tablet.fenced = False
-            self._maintenance.discard_tables([meta for half in self._outputs for meta in half])
+            self.tablet.fenced = self._was_fenced
+            self._maintenance.discard_tables([meta for half in self._outputs for level in half for meta in level])
             self._release()
 
     def _step(self) -> None:
-        if self._levels is None:
-            if not self._settled(self.tablet):
-                return
-            self._levels = self._maintenance.pin_levels(self.tablet.number)
-        task = None if self._start is None else self._maintenance.pick_part(self._levels, self._start)
-        if task is None:
-            self._put_in_force(self._levels)
-            return
-        self._job_running = True
-        self._start = task.stop
-        left, right = self.halves
-        self._maintenance.submit_split(task, (left.number, right.number), self._token, self._part_ended)
+        task = None if self._start is None else self._maintenance.pick_part(self._inputs, self._start)
+        if task is not None:
+            self._job_running = True
+            self._start = task.stop
+            left, right = self.halves
+            self._maintenance.submit_split(
+                task, (left.number, right.number), self._token, self._part_ended, drop_tombstones=self._round == 0
+            )
+        elif self._round == 2:
+            self._put_in_force()
+        elif (self._round == 0 and self._caught_up()) or (self._round == 1 and self._fenced()):
+            self._round += 1
+            self._maintenance.unpin(self._inputs)
+            self._inputs, self._flushed, self._start = [self._flushed], [], b""
+            self._again = True
+
+    def _caught_up(self) -> bool:
+        """What was in memory when this was asked first is in tables now."""
+        tablet = self.tablet
+        if self._awaited is None:
+            self._awaited = list(tablet.memtables())
+        if tablet.active in self._awaited and len(tablet.active):
+            self._flush()
+        return not any(
+            memtable in tablet.frozen or (memtable is tablet.active and len(memtable)) for memtable in self._awaited
+        )
+
+    def _fenced(self) -> bool:
+        """The tablet takes no writes, and all it was told is in tables."""
+        self.tablet.fenced = True
+        if len(self.tablet.active):
+            self._flush()
+        return self._in_tables()
+
+    def _note_flushed(self, metas: list[TableMeta]) -> None:
+        self._maintenance.pin([metas])
+        self._flushed += metas
 
     def _part_ended(self, outcome: dict[int, list[TableMeta]] | ShardKVError) -> None:
         self._job_running = False
         if isinstance(outcome, ShardKVError):
             self.give_up(outcome)
             return
-        for half, metas in zip(self.halves, self._outputs, strict=True):
-            metas += outcome.get(half.number, [])
         if self.outcome is not None:  # given up while the job ran
             self._maintenance.discard_tables([meta for metas in outcome.values() for meta in metas])
             return
+        for half, levels in zip(self.halves, self._outputs, strict=True):
+            levels[-1 if self._round == 0 else 0] += outcome.get(half.number, [])
         self.advance()
 
-    def _put_in_force(self, levels: Levels) -> None:
-        above: Levels = [[] for _ in range(max(1, len(levels) - 1))]
-        left, right = self._outputs
-        self._install(self, [*above, left], [*above, right])
+    def _put_in_force(self) -> None:
+        self._install(self, *self._outputs)
         self.outcome = (self.halves[0].number, self.halves[1].number)
         self._release()
 
     def _release(self) -> None:
-        if self._levels is not None:
-            self._maintenance.unpin_levels(self._levels)
-            self._levels = None
+        del self._maintenance.on_flushed[self.tablet.number]
+        self._maintenance.unpin(self._inputs)
+        self._maintenance.unpin([self._flushed])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import InlineSyncer
 from shardkv_node.engine.tools.verify import verify_store
+from shardkv_node.engine.vfs import OsVfs
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing
 from tests.node.engine.store_driver import STORE, TINY, Rows, commit, commit_write, open_store, scan
@@ -152,8 +156,7 @@ def test_a_compaction_of_a_half_rewrites_what_its_clip_lets_through_and_leaves_t
     files = table_paths(vfs)
     left, right = store.split_tablet(whole, b"k060", LABELS)
     others = store._state.tablets[right].levels
-    store.maintenance._compact_all = {left: b""}
-    store.maintenance.schedule()
+    store.request_compaction([left])
     assert {key for key in rows if key < b"k060"} == scan(store, left).keys()
     assert store._state.tablets[right].levels == others and any(meta.clipped for level in others for meta in level)
     metas = [meta for level in store._state.tablets[left].levels for meta in level]
@@ -217,7 +220,8 @@ def test_an_empty_tablet_is_split_both_ways() -> None:
     assert all(scan(store, number) == {} for number in (left, *split.outcome))
 
 
-def test_while_a_split_at_a_token_runs_reads_go_on_and_writes_are_refused() -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_a_tablet_is_read_and_written_while_it_is_split_at_a_token_and_nothing_is_lost(seed: int) -> None:
     vfs = CrashVfs()
     store, whole, rows = filled(vfs)
     other = store.create_tablet(b"other")
@@ -226,23 +230,70 @@ def test_while_a_split_at_a_token_runs_reads_go_on_and_writes_are_refused() -> N
     split = store.split_tablet_by_token(whole, MIDDLE, LABELS)
     store.apply_group(group)
     rows[b"k500"] = b"in flight when it began"
-    steps = 0
+    chance, taken, refused, newest = random.Random(seed), 0, 0, 0
     while split.outcome is None:
-        write = Write(whole, [b"k001"], PUT, [b"lost?"])
-        commit_write(store, write)
-        assert isinstance(write.error, ShardUnavailable)
-        assert commit(store, other, [(b"k", b"%d" % steps)]).applied
+        for _ in range(chance.randrange(12)):
+            key = b"k%03d" % chance.randrange(140)
+            value = None if chance.random() < 0.4 else b"%d" % taken
+            write = commit(store, whole, [(key, value)])
+            if write.error is not None:
+                assert isinstance(write.error, ShardUnavailable)
+                refused += 1
+                continue
+            taken, newest = taken + 1, write.version
+            rows.pop(key, None)
+            if value is not None:
+                rows[key] = value
+        assert commit(store, other, [(b"k", b"%d" % taken)]).applied
+        rows = dict(sorted(rows.items()))
         assert scan(store, whole) == rows
         with pytest.raises(InvalidArgument, match="being split"):
             store.lift_fence(whole)
         with pytest.raises(InvalidArgument, match="being split"):
             store.split_tablet(whole, b"m", LABELS)
-        runner.run_next()
-        steps += 1
-    assert steps > 3  # a flush, and several parts
+        before = versions(store, whole, rows)
+        if chance.random() < 0.2 and len(store.maintenance.frozen) < DEEP.frozen_memtables_max:
+            store.flush()
+        if runner.waiting:
+            runner.run_next()
+    assert taken > 10
     assert isinstance(split.outcome, tuple)
-    assert scan(store, split.outcome[0]) | scan(store, split.outcome[1]) == rows
-    assert store.get(other, b"k") == b"%d" % (steps - 1)
+    left, right = split.outcome
+    assert scan(store, left) == {key: value for key, value in rows.items() if hash_token(key) < MIDDLE}
+    assert scan(store, right) == {key: value for key, value in rows.items() if hash_token(key) >= MIDDLE}
+    halves = [right if hash_token(key) >= MIDDLE else left for key in rows]
+    assert {key: store.get_versioned(half, key) for key, half in zip(rows, halves, strict=True)} == before
+    assert all(commit(store, half, [(b"k", b"v")]).version > newest for half in split.outcome)
+    runner.run_all()
+    named = {f"{STORE}/tables/{name}" for name in store._state.table_names()}
+    assert table_paths(store._vfs) == named
+
+
+def test_a_split_at_a_token_takes_writes_until_its_last_stretch() -> None:
+    store, whole, _ = filled(vfs := CrashVfs())
+    store.close()
+    store, runner = paused_store(vfs, replace(DEEP, memtable_bytes_max=1 << 20))
+    split = store.split_tablet_by_token(whole, MIDDLE, LABELS)
+    outcomes = []
+    while split.outcome is None:
+        outcomes.append(commit(store, whole, [(b"k%d" % len(outcomes), b"v")]).applied)
+        runner.run_next()
+    parts, last_stretch = outcomes.count(True), outcomes.count(False)
+    assert outcomes == [True] * parts + [False] * last_stretch
+    assert parts > 4 and 0 < last_stretch <= 3  # at its end, a flush and the rewriting of what that made
+
+
+def test_a_tablet_that_was_fenced_before_its_split_stays_so_when_that_is_cancelled() -> None:
+    store, runner = paused_store(CrashVfs())
+    tablet = store.create_tablet(b"t")
+    commit(store, tablet, [(b"k", b"v")])
+    store.fence_tablet(tablet)
+    split = store.split_tablet_by_token(tablet, MIDDLE, LABELS)
+    split.cancel()
+    assert isinstance(commit(store, tablet, [(b"k", b"w")]).error, ShardUnavailable)
+    store.lift_fence(tablet)
+    assert commit(store, tablet, [(b"k", b"w")]).applied
+    runner.run_all()
 
 
 @pytest.mark.parametrize("end", ["cancel", "drop", "close", "failure"])
@@ -304,3 +355,29 @@ def test_rows_that_ended_and_deletes_are_gone_after_a_split_at_a_token_and_times
     assert scan(store, split.outcome[1]) == {}
     now[0] += 50
     assert store.get(split.outcome[0], b"ends") is None
+
+
+def test_a_split_at_a_token_by_a_worker_process_on_a_real_disk(tmp_path: Path) -> None:
+    posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    store = Store.open(str(tmp_path / "store"), replace(DEEP, workers=1, durability="os"), post=posted.put)
+    try:
+        whole, rows, split = store.create_tablet(b"whole"), Rows(), None
+        for number in range(5000):
+            while store.stalled or not posted.empty():
+                posted.get(timeout=30)()
+            if number == 300:
+                split = store.split_tablet_by_token(whole, MIDDLE, LABELS)
+            key, value = b"k%04d" % number, b"%d" % number * 9
+            if (split and split.outcome) or commit(store, whole, [(key, value)]).error is not None:
+                break  # its last stretch
+            rows[key] = value
+        assert split is not None
+        while split.outcome is None:
+            posted.get(timeout=30)()
+        assert isinstance(split.outcome, tuple)
+        left, right = (scan(store, half) for half in split.outcome)
+        assert left | right == rows and len(rows) > 300
+        assert all(hash_token(key) < MIDDLE for key in left) and all(hash_token(key) >= MIDDLE for key in right)
+    finally:
+        store.close()
+    assert verify_store(OsVfs(), str(tmp_path / "store")).problems == []
