@@ -173,6 +173,7 @@ class StoreTablets(Reads):
             tablet,
             self._halves(tablet, first, labels),
             token,
+            last_bytes_max=self.options.memtable_bytes_max,
             flush=self._flush_for_split,
             in_tables=lambda: self.in_tables(number),
             install=self._install_split,

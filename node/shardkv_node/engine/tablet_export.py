@@ -99,10 +99,12 @@ class TabletExport:
             self._release(self)
 
 
-def place(vfs: Vfs, source: str, target: str) -> None:
-    """The file under a second name, or a copy of it that is synced. A leftover at `target` is an error."""
-    if not vfs.link(source, target):
-        vfs.copy(source, target)
+def place(vfs: Vfs, source: str, target: str) -> bool:
+    """Have the file under a second name: True; or a copy of it, synced: False. A leftover at `target` is an error."""
+    if vfs.link(source, target):
+        return True
+    vfs.copy(source, target)
+    return False
 
 
 def remove_all(vfs: Vfs, paths: Sequence[str]) -> None:

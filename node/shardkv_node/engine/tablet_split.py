@@ -36,10 +36,12 @@ class TokenSplit:
     """A split at a hash token under way. Made by `Store.split_tablet_by_token`; `outcome` tells when it has ended.
 
     It goes in rounds, each of which rewrites some tables of the tablet for the halves, in jobs of bounded size:
-        1. the tables there are at the start, without deletes: they become one level of each half;
-        2. those that flushes have made meanwhile, once what was in memory at the end of round 1 is among them;
-        3. those since round 2, with the tablet fenced and all it was told in tables;
-    the tables of the later rounds stand on level 0 of the halves, the youngest last. Then the halves are put in force.
+        first     the tables there are at the start, without deletes, for the lowest level of the halves;
+        catch-up  those that flushes have made meanwhile, with what was in memory at the end of the round before; each
+                  such round has the next higher level. There is one at least, and another one while more than
+                  `last_bytes_max` was flushed during the one before and a level is left for it;
+        last      those since then, with the tablet fenced and all it was told in tables, for level 0.
+    Then the halves are put in force.
 
     It holds the files it reads, so flushes and compactions of the tablet go on beside it.
     """
@@ -51,6 +53,7 @@ class TokenSplit:
         halves: tuple[Tablet, Tablet],
         token: int,
         *,
+        last_bytes_max: int,
         flush: Callable[[], None],
         in_tables: Callable[[], bool],
         install: Callable[[TokenSplit, Levels, Levels], None],
@@ -64,27 +67,33 @@ class TokenSplit:
         """The numbers of the halves, or why there are none; None while it is under way."""
         self._maintenance = maintenance
         self._token = token
+        self._last_bytes_max = last_bytes_max
         self._flush = flush
         self._in_tables = in_tables
         self._install = install
         self._was_fenced = tablet.fenced
         self._round = 0
+        self._fencing = False
+        """The next round is the last, or the one at hand is."""
+        self._in_last_round = False
         self._awaited: list[Memtable] | None = None
-        """What round 2 waits for to be in tables."""
+        """What a catch-up round waits for to be in tables."""
         self._inputs: Levels = maintenance.levels_of(tablet.number)
         """Of the round at hand, pinned."""
         self._flushed: list[TableMeta] = []
         """What flushes have made since, oldest first, pinned."""
         self._start: bytes | None = b""
         """Keys below it are done in this round; None: all are."""
-        self._outputs: tuple[Levels, Levels] = ([[]], [[]])
-        """Of each half: level 0, and below it, at its end, what round 1 made."""
+        self._depth = max(2, len(self._inputs) - 1)
+        """The lowest level of the halves."""
+        self._outputs: tuple[Levels, Levels] = (
+            [[] for _ in range(self._depth + 1)],
+            [[] for _ in range(self._depth + 1)],
+        )
         self._job_running = False
         self._advancing = self._again = False
         maintenance.pin(self._inputs)
         maintenance.on_flushed[tablet.number] = self._note_flushed
-        for levels in self._outputs:
-            levels += [[] for _ in range(max(1, len(self._inputs) - 1))]
 
     def advance(self) -> None:
         """Do what can be done now. Called whenever a group was applied or a job has ended; cheap."""
@@ -122,13 +131,21 @@ class TokenSplit:
             self._maintenance.submit_split(
                 task, (left.number, right.number), self._token, self._part_ended, drop_tombstones=self._round == 0
             )
-        elif self._round == 2:
+        elif self._in_last_round:
             self._put_in_force()
-        elif (self._round == 0 and self._caught_up()) or (self._round == 1 and self._fenced()):
+        elif self._ready():
             self._round += 1
+            self._in_last_round = self._fencing
             self._maintenance.unpin(self._inputs)
-            self._inputs, self._flushed, self._start = [self._flushed], [], b""
+            self._inputs, self._flushed, self._start, self._awaited = [self._flushed], [], b"", None
             self._again = True
+
+    def _ready(self) -> bool:
+        """What the next round is about is in tables."""
+        if not self._fencing:
+            behind = sum(meta.size for meta in self._flushed) > self._last_bytes_max
+            self._fencing = self._round > 0 and not (behind and self._round + 1 < self._depth)
+        return self._fenced() if self._fencing else self._caught_up()
 
     def _caught_up(self) -> bool:
         """What was in memory when this was asked first is in tables now."""
@@ -161,7 +178,7 @@ class TokenSplit:
             self._maintenance.discard_tables([meta for metas in outcome.values() for meta in metas])
             return
         for half, levels in zip(self.halves, self._outputs, strict=True):
-            levels[-1 if self._round == 0 else 0] += outcome.get(half.number, [])
+            levels[0 if self._in_last_round else self._depth - self._round] += outcome.get(half.number, [])
         self.advance()
 
     def _put_in_force(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError
 from shardkv.topology.tokens import hash_token
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
+from shardkv_node.engine.compaction_picker import check_levels
 from shardkv_node.engine.job import SplitJob
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
@@ -281,6 +282,35 @@ def test_a_split_at_a_token_takes_writes_until_its_last_stretch() -> None:
     parts, last_stretch = outcomes.count(True), outcomes.count(False)
     assert outcomes == [True] * parts + [False] * last_stretch
     assert parts > 4 and 0 < last_stretch <= 3  # at its end, a flush and the rewriting of what that made
+
+
+def test_a_split_at_a_token_catches_up_with_a_writer_that_is_fast_at_first() -> None:
+    options = replace(DEEP, level1_bytes_max=1024, memtable_bytes_max=2000, l0_stall_tables=99, l0_slow_tables=99)
+    vfs = CrashVfs()
+    store, whole, rows = filled(vfs, options, writes=400)
+    store.close()
+    store, runner = paused_store(vfs, options)
+    depth = len(store._state.tablets[whole].levels) - 1
+    assert depth >= 4
+    chance = random.Random(9)
+    split = store.split_tablet_by_token(whole, MIDDLE, LABELS)
+    stages: list[int] = []
+    while split.outcome is None:
+        stages.append(split._round)
+        for _ in range(max(0, 25 - len(stages) // 4)):
+            if store.stalled:
+                break
+            key, value = b"k%03d" % chance.randrange(140), chance.randbytes(90)
+            if commit(store, whole, [(key, value)]).error is None:
+                rows[key] = value
+        runner.run_next()
+    assert 3 <= stages[-1] <= depth
+    assert isinstance(split.outcome, tuple)
+    left, right = split.outcome
+    assert scan(store, left) | scan(store, right) == rows
+    assert not check_levels(store._state.tablets[left].levels) + check_levels(store._state.tablets[right].levels)
+    runner.run_all()
+    assert scan(store, left) | scan(store, right) == rows
 
 
 def test_a_tablet_that_was_fenced_before_its_split_stays_so_when_that_is_cancelled() -> None:
