@@ -14,6 +14,7 @@ from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError
 from shardkv.topology.documents import HASH_TOKENS
 from shardkv_node.engine import filenames
 from shardkv_node.engine.columns import TERM_MAX
+from shardkv_node.engine.health import Health
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.maintenance import Maintenance
 from shardkv_node.engine.manifest import Edit, ManifestState, NumbersEdit, Position, TermEdit
@@ -35,6 +36,8 @@ class StoreTablets(Reads):
     directory: str
     store_id: bytes
     term: int
+    closed: bool
+    health: Health
     maintenance: Maintenance
     options: Options
     _vfs: Vfs
@@ -192,7 +195,11 @@ class StoreTablets(Reads):
         )
 
     def _advance_splits(self) -> None:
+        dead = self.closed or self.health.poisoned
+        refusal = self.write_refusal() if dead else None
         for number, split in list(self._splits.items()):
+            if refusal is not None:
+                split.give_up(refusal)
             split.advance()
             if split.outcome is not None:
                 self._splits.pop(number, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError
+from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError, StorePoisoned
 from shardkv.topology.tokens import hash_token
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.compaction_picker import check_levels
@@ -385,6 +385,29 @@ def test_rows_that_ended_and_deletes_are_gone_after_a_split_at_a_token_and_times
     assert scan(store, split.outcome[1]) == {}
     now[0] += 50
     assert store.get(split.outcome[0], b"ends") is None
+
+
+@pytest.mark.parametrize("jobs", range(8))
+def test_a_split_ends_when_the_store_is_poisoned(jobs: int) -> None:
+    vfs = CrashVfs()
+    store, whole, rows = filled(vfs)
+    store.close()
+    store, runner = paused_store(vfs, replace(DEEP, memtable_bytes_max=1 << 20))
+    other = store.create_tablet(b"other")
+    split = store.split_tablet_by_token(whole, MIDDLE, LABELS)
+    for _ in range(jobs):
+        if commit(store, whole, [(b"k000", b"v")]).applied:
+            rows[b"k000"] = b"v"
+        runner.run_next()
+    assert split.outcome is None
+    vfs.fail_at(vfs.operations + 1)
+    with pytest.raises(StorePoisoned):
+        commit(store, other, [(b"k", b"v")])
+    runner.run_all()
+    store.tick()
+    assert isinstance(split.outcome, StorageError) and scan(store, whole) == dict(sorted(rows.items()))
+    store = open_store(vfs.crash(keep_everything), DEEP)
+    assert scan(store, whole) == dict(sorted(rows.items())) and len(store.tablets) == 2
 
 
 def test_a_split_at_a_token_by_a_worker_process_on_a_real_disk(tmp_path: Path) -> None:

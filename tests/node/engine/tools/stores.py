@@ -53,6 +53,31 @@ def make_store(path: Path, options: Options = SMALL, *, label: bytes = b"default
     return Made(path, rows)
 
 
+def share_files(made: Made) -> Made:
+    """The store with its first tablet split in two that share files, tablets 3 and 4; the other one imported once more,
+    tablet 5; and for each of these a row in the log.
+    """
+    store = open_at(made.path)
+    store.flush()
+    rows = {number: dict(found) for number, found in made.rows.items()}
+    left, right = store.split_tablet(1, b"key150", (b"left", b"right"))
+    export = made.path.with_name("export")
+    store.export_tablet(2, str(export))
+    again = store.import_tablet(str(export), b"again")
+    whole = rows.pop(1)
+    rows[left] = {key: value for key, value in whole.items() if key < b"key150"}
+    rows[right] = {key: value for key, value in whole.items() if key >= b"key150"}
+    rows[again] = dict(rows[2])
+    for tablet, key in ((left, b"key000"), (right, b"key299"), (again, b"key100")):
+        commit(store, tablet, [(key, b"newest")])
+        rows[tablet][key] = b"newest"
+    metas = [meta for tablet in store._state.tablets.values() for level in tablet.levels for meta in level]
+    assert len(metas) > len({meta.file_name for meta in metas})
+    store.close()
+    assert rows_of(made.path) == rows
+    return Made(made.path, rows)
+
+
 def rows_of(path: Path, options: Options = SMALL) -> dict[int, Rows]:
     """What a store holds, read through its front door."""
     store = open_at(path, options)

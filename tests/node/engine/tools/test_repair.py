@@ -14,8 +14,7 @@ from shardkv_node.engine.log_format import HEADER_BYTES
 from shardkv_node.engine.tools.repair import RepairReport, put_in_place, repair_store
 from shardkv_node.engine.tools.verify import verify_store
 from shardkv_node.engine.vfs import OsVfs, ReadableFile, storage_error
-from tests.node.engine.store_driver import commit
-from tests.node.engine.tools.stores import SMALL, Made, copy_of, flip, image, make_store, open_at, rows_of
+from tests.node.engine.tools.stores import SMALL, Made, copy_of, flip, image, make_store, open_at, rows_of, share_files
 
 VFS = OsVfs()
 
@@ -244,25 +243,8 @@ class _Patched:
 
 @pytest.fixture
 def split(made: Made) -> tuple[Made, dict[int, dict[bytes, bytes]]]:
-    """Its first tablet split in two, the other one imported once more; a few writes to all of them in the log."""
-    store = open_at(made.path)
-    store.flush()
-    left, right = store.split_tablet(1, b"key150", (b"left", b"right"))
-    store.export_tablet(2, str(made.path.with_name("export")))
-    again = store.import_tablet(str(made.path.with_name("export")), b"again")
-    made = Made(made.path, {number: dict(rows) for number, rows in made.rows.items()})
-    whole = made.rows.pop(1)
-    made.rows[left] = {key: value for key, value in whole.items() if key < b"key150"}
-    made.rows[right] = {key: value for key, value in whole.items() if key >= b"key150"}
-    made.rows[again] = dict(made.rows[2])
-    for tablet, key in ((left, b"key000"), (right, b"key299"), (again, b"key100")):
-        commit(store, tablet, [(key, b"newest")])
-        made.rows[tablet][key] = b"newest"
-    metas = [meta for tablet in store._state.tablets.values() for level in tablet.levels for meta in level]
-    assert len(metas) > len({meta.file_name for meta in metas})  # files are shared
-    store.close()
-    assert rows_of(made.path) == made.rows
-    return made, made.rows
+    shared = share_files(made)
+    return shared, shared.rows
 
 
 def test_tablets_that_share_files_come_out_each_with_its_own_rows(split: tuple[Made, Any]) -> None:
