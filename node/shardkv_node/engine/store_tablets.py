@@ -269,8 +269,9 @@ class StoreTablets(Reads):
     def install_import(self, found: TabletImport, label: bytes) -> int:
         """Make a tablet of what was fetched. Returns its number; durable on return. Requires: no group in flight.
 
-        Rows keep their versions; the store's term is raised where later writes would not get higher ones. When this
-        raises, what was fetched is removed, now or at the next open.
+        Rows keep their versions; the store's term is raised where later writes would not get higher ones. Times to
+        live are judged by this store's clock from now on. When this raises, what was fetched is removed, now or at
+        the next open.
         """
         try:
             self._require_open()

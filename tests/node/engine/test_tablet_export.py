@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -325,3 +326,51 @@ def test_on_a_real_disk_files_are_linked_and_the_store_does_not_mind_what_become
     other = opened("two")
     assert scan(other, number) == rows
     other.close()
+
+
+def test_exports_and_imports_run_in_other_threads_while_the_owner_goes_on(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"), DEEP, post=lambda call: call(), syncer=InlineSyncer())
+    tablet = store.create_tablet(b"t")
+    rows = {b"k%03d" % n: b"%d" % n * 5 for n in range(300)}
+    for key, value in rows.items():
+        commit(store, tablet, [(key, value)])
+    store.flush()
+    exports = [store.pin_export(tablet) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        written = [
+            threads.submit(export.write, str(tmp_path / f"export{number}")) for number, export in enumerate(exports)
+        ]
+        for key in rows:
+            commit(store, tablet, [(key, b"newer")])
+        store.flush()
+        store.request_compaction()
+        for number, export in enumerate(exports):
+            written[number].result(30)
+            export.close()
+        imports = [store.begin_import(str(tmp_path / f"export{number}")) for number in range(4)]
+        fetched = [threads.submit(found.fetch) for found in imports]
+        for key in rows:
+            commit(store, tablet, [(key, None)])
+        store.flush()
+        for done in fetched:
+            done.result(30)
+    numbers = [store.install_import(found, b"again") for found in imports]
+    assert [scan(store, number) for number in numbers] == [rows] * 4 and scan(store, tablet) == {}
+    store.close()
+    assert verify_store(OsVfs(), str(tmp_path / "store")).problems == []
+
+
+def test_an_import_that_was_fetched_and_given_up_leaves_nothing() -> None:
+    vfs, _ = small_export()
+    store = open_store(vfs)
+    files = table_paths(vfs)
+    found = store.begin_import(FAR)
+    found.fetch()
+    assert table_paths(vfs) > files
+    found.abandon()
+    assert table_paths(vfs) == files
+    found = store.begin_import(FAR)
+    found.fetch()
+    store.close()
+    store = open_store(vfs)  # sweeps
+    assert table_paths(vfs) == files and len([name for name in store.recovery.swept if "tables/" in name]) == 1
