@@ -114,8 +114,7 @@ class StoreTablets(Reads):
     def lift_fence(self, number: int) -> None:
         """Take writes again. Raises `InvalidArgument` while the tablet is being split: end or cancel that first."""
         tablet = self._tablet(number)
-        if number in self._splits:
-            raise InvalidArgument(f"Tablet {number} is being split; its fence stays until that has ended.")
+        self._require_unsplit(number)
         tablet.fenced = False
 
     def in_tables(self, number: int) -> bool:
@@ -307,5 +306,8 @@ class StoreTablets(Reads):
         return self._new_tablet(first, left, seqno), self._new_tablet(first + 1, right, seqno)
 
     def _require_unsplit(self, number: int) -> None:
-        if number in self._splits:
-            raise InvalidArgument(f"Tablet {number} is being split already.")
+        split = self._splits.get(number)
+        if split is not None and split.outcome is None:
+            raise InvalidArgument(
+                f"Tablet {number} is being split.", hint="Wait until that has ended, or cancel it, and try again."
+            )

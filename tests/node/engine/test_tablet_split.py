@@ -320,10 +320,16 @@ def test_a_tablet_that_was_fenced_before_its_split_stays_so_when_that_is_cancell
     store.fence_tablet(tablet)
     split = store.split_tablet_by_token(tablet, MIDDLE, LABELS)
     split.cancel()
+    again = store.split_tablet_by_token(tablet, MIDDLE, LABELS)
+    again.cancel()
     assert isinstance(commit(store, tablet, [(b"k", b"w")]).error, ShardUnavailable)
+    third = store.split_tablet_by_token(tablet, MIDDLE, LABELS)
+    third.cancel()
     store.lift_fence(tablet)
     assert commit(store, tablet, [(b"k", b"w")]).applied
+    fourth = store.split_tablet_by_token(tablet, MIDDLE, LABELS)
     runner.run_all()
+    assert isinstance(fourth.outcome, tuple) and scan(store, fourth.outcome[hash_token(b"k") >= MIDDLE]) == {b"k": b"w"}
 
 
 @pytest.mark.parametrize("end", ["cancel", "drop", "close", "failure"])
