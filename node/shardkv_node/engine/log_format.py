@@ -2,7 +2,8 @@
 
 Grammar (integers are little-endian; crc is crc32c):
 
-    file          = header group*
+    file          = header group* reserve
+    reserve       = 0:u8*                          only in the last segment: space taken before it is written
     header        = magic[8] format:u32 store_id[16] number:u64 previous_number:u64 previous_end:u64 crc:u32
                     crc covers the header's bytes before it
     group         = magic:u32 payload_bytes:u32 hlc:u64 synced_offset:u64 payload_crc:u32 header_crc:u32 payload
@@ -21,6 +22,8 @@ Why it is so:
     last group of a quiet log is covered too.
   - `previous_number` and `previous_end` chain the segments: the previous segment is valid up to `previous_end`, and
     what it may hold past it is void. 0 and 0 in the first segment, and always in a manifest.
+  - The last segment may be longer than what was written to it, since a sync is cheaper when it need not make a new
+    length durable. No group begins with zeros, so a reader knows the end; a clean close cuts the reserve off.
   - A file gets its header before it gets its name (written as *.tmp, synced, renamed), so a bad header is never torn.
   - `hlc` is a hybrid clock reading (milliseconds since 1970 << 16 | counter), rising from group to group.
 

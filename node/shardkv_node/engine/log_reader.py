@@ -5,6 +5,7 @@ nothing in the file says it was synced, and the file is the last one. Everything
 place; no group is ever skipped. Concretely, with the first bad byte at B:
   - in a segment whose end is known (its successor names it), anything bad before that end is corruption;
   - in the last one, a readable group header behind B that claims bytes past B were synced makes it corruption;
+  - zeros from B to its end are no group but what was reserved ahead: the log ends at B;
   - otherwise the bytes from B on are a torn tail.
 
 It holds at most one window of the file in memory, or one group if that is larger. Groups are read a window at once;
@@ -246,19 +247,21 @@ class SegmentReader(Generic[E]):
     def _judge(self, problem: str) -> None:
         """Decide what the bad bytes at `valid_end` are: note a torn tail, or raise."""
         offset = self.valid_end
-        claim = None if self._end is not None else self._claim_behind(offset)
+        rest = b"" if self._end is not None else self._file.pread(offset, self._size - offset)
+        claim = self._claim_behind(offset, rest)
         if self._end is not None:
             why = f"valid groups up to {self._end}, as the next segment says"
         elif claim is not None:
             why = f"a valid group, since the one at {claim} says it was on disk"
         else:
-            self.torn_tail = TornTail(self.path, offset, self._size - offset, problem)
+            torn_bytes = len(without_reserve(rest))
+            if torn_bytes:
+                self.torn_tail = TornTail(self.path, offset, torn_bytes, problem)
             return
         raise Corruption("Damaged log", path=self.path, offset=offset, expected=why, got=problem)
 
-    def _claim_behind(self, bad: int) -> int | None:
+    def _claim_behind(self, bad: int, rest: bytes) -> int | None:
         """Offset of a readable group header behind `bad` that says bytes past `bad` were synced, or None."""
-        rest = self._file.pread(bad, self._size - bad)
         at = rest.find(GROUP_MAGIC_BYTES, 1)
         while at >= 0:
             head = rest[at : at + GROUP_BYTES]
@@ -268,6 +271,12 @@ class SegmentReader(Generic[E]):
                     return bad + at
             at = rest.find(GROUP_MAGIC_BYTES, at + 1)
         return None
+
+
+def without_reserve(rest: bytes) -> bytes:
+    """The end of a last segment without the zeros behind it, if they are more than a torn group may well end with."""
+    written = rest.rstrip(b"\0")
+    return rest if written and len(rest) - len(written) < GROUP_BYTES else written
 
 
 def parse_file_header(file: ReadableFile, path: str, magic: bytes) -> FileHeader:

@@ -17,7 +17,7 @@ from itertools import groupby
 import google_crc32c
 import msgspec
 
-from shardkv.errors import InvalidArgument
+from shardkv.errors import InvalidArgument, StorageError
 from shardkv_node.engine.filenames import tmp_path
 from shardkv_node.engine.log_format import (
     FORMAT_VERSION,
@@ -36,6 +36,7 @@ from shardkv_node.engine.vfs import Vfs, WritableFile
 JOINED_PAYLOADS = 1024
 JOINED_PAYLOAD_BYTES = 4096
 """At most so many payloads, of at most so many bytes each, become one: 4 MiB."""
+_NEVER = 1 << 62
 _FIXARRAY = 0x90
 _ARRAY32 = struct.Struct(">BI")
 
@@ -77,7 +78,7 @@ def _is_long(payload: bytes) -> bool:
 class LogWriter:
     """One open segment. `offset` is where the next group goes; `number` is the segment's."""
 
-    __slots__ = ("_file", "_write", "hlc", "number", "offset", "path", "synced_offset")
+    __slots__ = ("_ahead_bytes", "_file", "_reserve_at", "_write", "hlc", "number", "offset", "path", "synced_offset")
 
     def __init__(self, file: WritableFile, path: str, number: int, hlc: int) -> None:
         self._file = file
@@ -87,6 +88,9 @@ class LogWriter:
         self.hlc = hlc
         self.offset = file.offset
         self.synced_offset = file.offset
+        self._ahead_bytes = 0
+        """How much of the file is kept reserved ahead of `offset`, 0: nothing is."""
+        self._reserve_at = _NEVER
 
     @classmethod
     def create(
@@ -140,7 +144,29 @@ class LogWriter:
         self._write(placed[_PLACE_BYTES:] + _crc(placed).to_bytes(4, "little") + payload)
         self.hlc = hlc
         self.offset = end = offset + GROUP_BYTES + size
+        if end > self._reserve_at:
+            self._reserve()
         return end
+
+    def reserve_ahead(self, size: int) -> None:
+        """From now on have about `size` bytes of the file ready before they are written. For a log that is synced
+        again and again: inside them a sync has only the bytes to bring to disk, not the length of the file."""
+        self._ahead_bytes = size
+        self._reserve()
+
+    def _reserve(self) -> None:
+        try:
+            self._file.reserve(self.offset + self._ahead_bytes)
+        except StorageError:  # no space for it, or no such file system: then the file grows write by write
+            self._reserve_at = _NEVER
+        else:
+            self._reserve_at = self.offset + self._ahead_bytes * 3 // 4
+
+    def trim(self) -> None:
+        """End the file at `offset`. Nothing may be appended after it but a mark."""
+        if self._ahead_bytes:
+            self._reserve_at = _NEVER
+            self._file.trim()
 
     def sync(self) -> None:
         """Make everything written so far durable. May run in another thread, beside nothing but reads."""

@@ -33,6 +33,15 @@ class WritableFile(Protocol):
     """Bytes the kernel has taken so far; the next `write` lands here."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def reserve(self, size: int) -> None:
+        """Have the file be `size` bytes long, with its place on disk taken and zeros past `offset`. Requires: more
+        than `offset`. Writes go on at `offset`; a `sync` of what lies inside need not make a new length durable."""
+        ...
+
+    def trim(self) -> None:
+        """Give back what was reserved and not written: the file ends at `offset`."""
+        ...
+
     def sync(self) -> None: ...
     def close(self) -> None: ...
 
@@ -277,6 +286,18 @@ class _OsWritableFile:
             written = os.write(self._descriptor, rest)
             self.offset += written
             rest = rest[written:]
+
+    def reserve(self, size: int) -> None:
+        try:
+            os.posix_fallocate(self._descriptor, self.offset, size - self.offset)
+        except OSError as error:
+            raise storage_error("reserve space for", self.path, error) from error
+
+    def trim(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.offset)
+        except OSError as error:
+            raise storage_error("cut", self.path, error) from error
 
     def sync(self) -> None:
         try:

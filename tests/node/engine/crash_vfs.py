@@ -4,8 +4,9 @@ Model. A file is bytes, of which the first `synced` are durable. A directory is 
 rename, remove) is durable after `sync_dir` of its directory. `crash(keep)` gives a new `CrashVfs` as a machine would
 find it after power was lost: `keep()` is asked once for each sector of 512 unsynced bytes and once for each unsynced
 change of a name, in order. Names change in order, as on a journaled file system: the first change that is not kept
-ends that directory's history. A lost sector before a kept one reads as zeros, and one at the end is not there.
-Each directory below the root is a file system of its own: no link leads from one to another.
+ends that directory's history. A lost sector before a kept one reads as zeros, and one at the end is not there, or
+reads as zeros as far as a reserve that was synced goes. Each directory below the
+root is a file system of its own: no link leads from one to another.
 
 Faults. Every operation that a disk could refuse is counted in `operations` and named in `journal`.
 `fail_at(n)` makes the n-th (from 1) raise; a failing write takes half of its bytes first. With `sticky` all
@@ -43,6 +44,10 @@ class _Inode:
     def __init__(self, data: bytes = b"", synced: int = 0) -> None:
         self.data = bytearray(data)
         self.synced = synced
+        self.written = len(data)
+        """What follows in `data` is reserved."""
+        self.synced_size = synced
+        """Of the file, with the reserve."""
 
 
 class CrashVfs(Vfs):
@@ -194,13 +199,13 @@ class CrashVfs(Vfs):
 def _after_crash(inode: _Inode, keep: Callable[[], bool]) -> bytes:
     data = bytearray(inode.data[: inode.synced])
     position = inode.synced
-    while position < len(inode.data):
-        end = min(len(inode.data), (position // SECTOR_BYTES + 1) * SECTOR_BYTES)
+    while position < inode.written:
+        end = min(inode.written, (position // SECTOR_BYTES + 1) * SECTOR_BYTES)
         if keep():
             data += bytes(position - len(data))
             data += inode.data[position:end]
         position = end
-    return bytes(data)
+    return bytes(data) + bytes(max(0, inode.synced_size - len(data)))
 
 
 class _CrashWritableFile:
@@ -220,12 +225,22 @@ class _CrashWritableFile:
         self._take(data)
 
     def _take(self, data: bytes | bytearray | memoryview) -> None:
-        self._inode.data += data
+        self._inode.data[self.offset : self.offset + len(data)] = data
         self.offset += len(data)
+        self._inode.written = self.offset
+
+    def reserve(self, size: int) -> None:
+        self._vfs.operate("reserve space for", self.path)
+        self._inode.data += bytes(max(0, size - len(self._inode.data)))
+
+    def trim(self) -> None:
+        self._vfs.operate("cut", self.path)
+        del self._inode.data[self.offset :]
 
     def sync(self) -> None:
         self._vfs.operate("sync", self.path)
-        self._inode.synced = len(self._inode.data)
+        self._inode.synced = self._inode.written
+        self._inode.synced_size = len(self._inode.data)
 
     def close(self) -> None:
         pass

@@ -237,3 +237,22 @@ def test_garbage_and_other_formats_are_refused_with_a_sentence() -> None:
     vfs.replace(identity, b"garbage")
     with pytest.raises(Corruption):
         open_store(vfs)
+
+
+@pytest.mark.parametrize("keep", [keep_nothing, keep_everything])
+def test_what_a_log_has_reserved_is_seen_after_a_crash_and_gone_after_a_close(keep: Callable[[], bool]) -> None:
+    vfs = CrashVfs()
+    options = replace(TINY, memtable_bytes_max=1 << 20)
+    driver = Driver(open_store(vfs, options))
+    for number in range(20):
+        driver.write([(b"k%d" % number, b"v")])
+    segment = next(path for path in vfs.files if path.endswith(".wal"))
+    assert vfs.size(segment) > driver.store._log.offset
+    after = vfs.crash(keep)
+    assert after.size(segment) > driver.store._log.offset
+    again = open_store(after, options)
+    assert scan(again, driver.tablet) == dict(sorted(driver.states[-1].items()))
+    assert again.recovery.torn_tails == []
+    log = again._log
+    again.close()
+    assert after.size(log.path) == log.offset

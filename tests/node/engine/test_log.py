@@ -200,3 +200,62 @@ def test_a_payload_with_a_right_checksum_and_wrong_content_is_corruption(payload
 
 def test_a_group_header_is_32_bytes() -> None:
     assert (HEADER_BYTES, GROUP_BYTES) == (56, 32)  # on disk: never change
+
+
+RESERVED = 500
+
+
+def reserved_log(vfs: CrashVfs, groups: int) -> tuple[bytes, int, int]:
+    """The bytes of a log with a reserve, its groups synced but not the last; where that begins, and where it ends."""
+    log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2, previous=(1, 56), hlc=5)
+    log.reserve_ahead(RESERVED)
+    last = log.offset
+    for number in range(groups):
+        last = log.offset
+        log.note_synced(last)
+        log.append([write_entry(number + 1)], 10 + number)
+    return bytes(vfs.files[PATH].data), last, log.offset
+
+
+def test_a_reserve_is_the_end_of_the_log_and_no_torn_tail() -> None:
+    vfs = CrashVfs()
+    for groups in (0, 1, 3, 40):  # the last of them is longer than one reserve
+        data, _, end = reserved_log(vfs, groups)
+        assert end + RESERVED // 5 < len(data) <= end + RESERVED
+        reader = open_reader(vfs)
+        assert len(list(reader.groups())) == groups
+        assert reader.torn_tail is None and reader.valid_end == end
+        vfs = CrashVfs()
+
+
+def test_a_log_with_a_reserve_that_was_torn_or_damaged_is_judged_as_any_other() -> None:
+    vfs = CrashVfs()
+    data, last, end = reserved_log(vfs, 3)
+    for cut in range(last + 1, end):  # the last group reached the disk in part
+        vfs.replace(PATH, data[:cut] + bytes(len(data) - cut))
+        reader = open_reader(vfs)
+        assert len(list(reader.groups())) in (2, 3)  # 3: what is missing is zeros
+        if reader.torn_tail is not None:
+            assert reader.torn_tail.offset == last and 0 < reader.torn_tail.bytes <= cut - last
+    for bad in range(HEADER_BYTES, len(data)):
+        flipped = bytearray(data)
+        flipped[bad] ^= 1
+        vfs.replace(PATH, bytes(flipped))
+        reader = open_reader(vfs)
+        if bad < last:
+            with pytest.raises(Corruption):
+                list(reader.groups())
+        else:
+            assert len(list(reader.groups())) == (2 if bad < end else 3)
+            assert reader.torn_tail is not None and reader.torn_tail.offset == (last if bad < end else end)
+
+
+def test_without_space_for_a_reserve_the_log_grows_as_it_is_written() -> None:
+    vfs = CrashVfs()
+    log = LogWriter.create(vfs, PATH, store_id=STORE_ID, number=2)
+    vfs.fail_at(vfs.operations + 1, errno=28)
+    log.reserve_ahead(RESERVED)
+    for number in range(20):
+        log.append([write_entry(number + 1)], 10 + number)
+    assert vfs.size(PATH) == log.offset
+    assert len(list(open_reader(vfs).groups())) == 20

@@ -235,3 +235,20 @@ def test_other_names_are_nobodys(name: str) -> None:
     assert filenames.parse_table_name(name) is None
     assert filenames.parse_segment_name(name) is None
     assert filenames.parse_manifest_name(name) is None
+
+
+def test_a_reserve_is_zeros_behind_what_is_written_until_it_is_trimmed(tmp_path: Path) -> None:
+    vfs, path = OsVfs(), str(tmp_path / "file")
+    file = vfs.create(path)
+    file.write(b"abc")
+    file.reserve(10)
+    assert vfs.read_all(path) == b"abc" + bytes(7)
+    file.write(b"def")
+    file.sync()
+    assert vfs.read_all(path) == b"abcdef" + bytes(4) and file.offset == 6
+    file.write(b"ghijkl")
+    assert vfs.read_all(path) == b"abcdefghijkl"
+    file.reserve(20)
+    file.trim()
+    assert vfs.read_all(path) == b"abcdefghijkl"
+    file.close()

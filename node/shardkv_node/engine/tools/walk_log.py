@@ -28,7 +28,7 @@ from shardkv_node.engine.log_format import (
     LOG_MAGIC,
     PLACE,
 )
-from shardkv_node.engine.log_reader import FileHeader, TornTail, parse_file_header
+from shardkv_node.engine.log_reader import FileHeader, TornTail, parse_file_header, without_reserve
 from shardkv_node.engine.manifest import Edit
 from shardkv_node.engine.tools.damage import Damage, damage_of
 from shardkv_node.engine.tools.salvage_file import SalvageFile
@@ -102,7 +102,9 @@ class LogWalk(Generic[E]):
                     at = found.end
                     continue
                 if self._end is None and not self._claimed_behind(at):
-                    yield TornTail(self.path, at, self._limit - at, found)
+                    torn_bytes = len(without_reserve(self._file.pread(at, self._limit - at)))
+                    if torn_bytes:
+                        yield TornTail(self.path, at, torn_bytes, found)
                     return
                 behind = self._next_group(at)
                 yield Damage(self.path, at, behind - at, found)

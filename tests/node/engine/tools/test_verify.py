@@ -87,6 +87,16 @@ def test_a_torn_tail_and_orphans_are_notes(whole: Made, tmp_path: Path) -> None:
     assert any("000999-00000000.sst" in note for note in report.notes)
 
 
+def test_what_a_killed_store_had_reserved_of_its_log_is_no_torn_tail(whole: Made, tmp_path: Path) -> None:
+    made = copy_of(whole, tmp_path / "store")
+    log = made.files("wal/*.wal")[-1]
+    log.write_bytes(log.read_bytes() + bytes(4096))
+    report = verify_store(VFS, str(made.path))
+    assert report.problems == [] and report.notes == []
+    log.write_bytes(log.read_bytes()[:-4096] + b"half a group" + bytes(4096))
+    assert any("torn tail of 12 bytes" in note for note in verify_store(VFS, str(made.path)).notes)
+
+
 def test_one_file_can_be_verified_by_itself(whole: Made, tmp_path: Path) -> None:
     made = copy_of(whole, tmp_path / "store")
     for kind, pattern in (
