@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shardkv.errors import ShardKVError, StoreClosed
+from shardkv.errors import ShardKVError, StorageError, StoreClosed
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import attempt
 from shardkv_node.engine.write import Write
@@ -54,6 +54,7 @@ class GroupCommit:
         self._pauses = 0
         self._closed = False
         self._interval = store.options.durability == "interval"
+        self._synced = store.options.durability == "always"
 
     def put(self, key: bytes, value: bytes) -> int:
         """Put one row, if that can be done at once and without a group. Returns its version, or 0: `submit` it.
@@ -63,11 +64,44 @@ class GroupCommit:
         with self._mutex:
             if self._leading or self._pauses or self._closed:
                 return 0
+            if self._synced:
+                return self._put_synced(key, value)
             self._leading = True
             try:
                 return self._lane.put(key, value)
             finally:
                 self._leading = False
+
+    def _put_synced(self, key: bytes, value: bytes) -> int:
+        version = 0
+        try:
+            self._leading = True
+            version = self._lane.log(key, value)
+            if version:
+                self._sync()
+                self._store.apply_quick_put(self._lane, key, value, version)
+        except StorageError:
+            raise
+        except BaseException as error:  # an interrupt between log and apply: what the log holds is not known
+            if version:
+                self._store.fail(error)
+            raise
+        finally:
+            self._pass_on()
+        return version
+
+    def _sync(self) -> None:
+        """Sync what was logged. The mutex is free while the disk does it. Raises `StorePoisoned`."""
+        store = self._store
+        target = store.sync_target()
+        try:
+            self._mutex.release()
+            problem = attempt(target.sync)
+        finally:
+            self._mutex.acquire()
+        if problem is not None:
+            raise store.fail(problem)
+        store.synced(target)
 
     def submit(self, write: Write) -> None:
         """See the write through, as leader or by waiting for one; raises its error. Requires: the mutex is not held."""
@@ -181,19 +215,11 @@ class GroupCommit:
         return queue
 
     def _commit(self, writes: list[Write]) -> None:
-        """One group through all its stages. The mutex is free while the disk syncs."""
+        """One group through all its stages."""
         store = self._store
         group = store.log_group(writes)
         if store.sync_due():
-            target = store.sync_target()
-            self._mutex.release()
-            try:
-                problem = attempt(target.sync)
-            finally:
-                self._mutex.acquire()
-            if problem is not None:
-                raise store.fail(problem)
-            store.synced(target)
+            self._sync()
         elif self._interval:
             store.schedule_sync()
         store.apply_group(group)

@@ -10,7 +10,8 @@ Invariants:
     claim to the rows as they were, a fence, the health of the store, and, in the interval mode, the sync under way;
   - what the lane wrote is part of the sums of store and memtable only after `revoke`, which returns it.
 
-Not for writes with conditions, expiry or a token, nor for those that must be synced before they are acknowledged.
+A put that must be synced before it is acknowledged is logged here by `log`, and synced and applied by the owner, as a
+group is; nobody else's turn comes in between. Not for writes with conditions, expiry or a token.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class QuickLane:
         "_health",
         "_held",
         "_log",
+        "_log_credit",
         "_now_ms",
         "_parts",
         "_rows",
@@ -79,6 +81,7 @@ class QuickLane:
         self._first_seqno = tablet.last_seqno
         self._granted = 0
         self._credit = 0
+        self._log_credit = 0
         self._until = 0
 
     def put(self, key: bytes, value: bytes) -> int:
@@ -113,17 +116,53 @@ class QuickLane:
             raise
         return self._versions | seqno
 
+    def log(self, key: bytes, value: bytes) -> int:
+        """Log one put, and no more; else as `put`. The owner must now sync it, then `apply` it, or poison the store."""
+        credit = self._log_credit - len(key) - len(value) - ROW_BYTES
+        if credit < 0:
+            return 0
+        hlc = self._clock.tick(self._now_ms())
+        if hlc > self._until:
+            return 0
+        tablet = self._tablet
+        seqno = tablet.last_seqno + 1
+        entry = (WRITE, tablet.number, self._term, seqno, None, (key,), PUT, NO_EXPIRY, (value,))
+        try:
+            self._log.append_payload(_encode((entry,)), hlc)
+            tablet.last_seqno = seqno
+            self._log_credit = credit
+        except StorageError as error:
+            raise self._health.poison(error) from error
+        except BaseException as error:
+            self._health.poison(error)
+            raise
+        return self._versions | seqno
+
+    def apply(self, key: bytes, value: bytes, version: int) -> int:
+        """Make the put that was logged and synced visible. Returns the memory it takes, which is not counted here."""
+        self._forget(key)
+        memtable = self._tablet.active
+        before = memtable.resident_bytes
+        memtable.apply((key,), PUT, version, (value,))
+        return memtable.resident_bytes - before
+
     def _forget(self, key: bytes) -> None:
         if self._tablet.rows is not None:
             self._tablet.rows.forget((key,))
 
     @property
-    def barred(self) -> bool:
-        """A snapshot must be told what each row was before it is replaced, or the tablet takes no writes now."""
-        return self._tablet.active.newest_view is not None or self._tablet.fenced
+    def watched(self) -> bool:
+        """A snapshot must be told what each row was before it is replaced."""
+        return self._tablet.active.newest_view is not None
 
-    def grant(self, log: LogWriter, credit: int) -> None:
-        """Let puts through that take so many bytes of memory together. Requires: the credit before was revoked."""
+    @property
+    def fenced(self) -> bool:
+        """The tablet takes no writes now."""
+        return self._tablet.fenced
+
+    def grant(self, log: LogWriter, credit: int, *, synced: bool) -> None:
+        """Let puts through that take so many bytes of memory together: by `put`, or by `log` when they are to be
+        `synced`. Requires: the credit before was revoked."""
         tablet = self._tablet
         if tablet.last_seqno + credit > SEQNO_MAX:
             return
@@ -134,15 +173,17 @@ class QuickLane:
         self._rows = len(self._cells)
         self._first_seqno = tablet.last_seqno
         self._until = self._clock.tick(self._now_ms()) + (CREDIT_MS << COUNTER_BITS)
-        self._granted = self._credit = credit
+        if synced:
+            self._log_credit = credit
+        else:
+            self._granted = self._credit = credit
 
     def revoke(self) -> tuple[int, int]:
-        """End the credit. Returns (puts, bytes of memory) since it was granted."""
+        """End the credit. Returns what `put` did since it was granted: (puts, bytes of memory)."""
         used = self._granted - self._credit
+        self._granted = self._credit = self._log_credit = 0
         if not used:
-            self._credit = self._granted = 0
             return 0, 0
-        self._granted = self._credit = 0
         puts = self._tablet.last_seqno - self._first_seqno
         new = len(self._cells) - self._rows
         used -= (puts - new) * KEY_OVERHEAD_BYTES

@@ -303,14 +303,19 @@ class Store(StoreTablets):
         credit = min(CREDIT_BYTES, bytes_max - self._active_bytes, 2 * bytes_max - self._log.offset)
         if not (
             credit <= 0
-            or durability == "always"
             or (durability == "interval" and self._syncing is None)
             or self.maintenance.most_level0_tables >= self.options.l0_slow_tables
             or self.health.background is not None
             or self.write_refusal() is not None
-            or lane.barred
+            or lane.fenced
+            or (durability != "always" and lane.watched)
         ):
-            lane.grant(self._log, credit)
+            lane.grant(self._log, credit, synced=durability == "always")
+
+    def apply_quick_put(self, lane: QuickLane, key: bytes, value: bytes, version: int) -> None:
+        """Make a put visible that went by `lane.log` and is synced."""
+        self._active_bytes += lane.apply(key, value, version)
+        self._writes += 1
 
     def _end_quick_puts(self) -> None:
         """Due before anything is looked at or changed that quick puts change, or depend on."""
@@ -368,7 +373,8 @@ class Store(StoreTablets):
 
     def synced(self, target: SyncTarget) -> None:
         """A sync ended well: note it, and see that it is marked in the log unless writes go on, which say so, too."""
-        self._end_quick_puts()
+        if self.options.durability == "interval":
+            self._end_quick_puts()  # they went by without a look at whether a sync is to come
         self._syncing = None
         log = target.log
         log.note_synced(target.offset)

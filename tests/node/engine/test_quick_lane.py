@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from shardkv_node.engine.vfs import WritableFile
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything
 from tests.node.engine.store_driver import STORE, commit, open_store, scan
+from tests.node.engine.test_engine import GatedVfs
+from tests.node.engine.test_group_commit import Interrupted, queued
 
 OPTIONS = Options(durability="os", workers=0, disk_reserve_bytes=0, scrub_bytes_per_s=0)
 
@@ -298,6 +302,111 @@ def test_in_the_interval_mode_quick_puts_are_synced_without_more_ado(tmp_path: P
             if n % 100 == 0:
                 with engine._mutex:
                     assert engine._progress.wait_for(lambda: log.synced_offset == log.offset, timeout=20)
+
+
+def gated_engine() -> tuple[GatedVfs, Engine]:
+    """An engine whose lane for synced puts is open, and the gate before the next sync shut."""
+    vfs = GatedVfs()
+    engine = Engine.open("/data/store", vfs=vfs, workers=0, disk_reserve_bytes=0)
+    engine.put(b"a", b"0")
+    engine.put(b"a", b"1")
+    vfs.open.clear()
+    return vfs, engine
+
+
+def test_a_synced_put_is_seen_after_its_sync_and_not_by_a_snapshot_made_during_it() -> None:
+    vfs, engine = gated_engine()
+    writer = threading.Thread(target=engine.put, args=(b"a", b"2"))
+    writer.start()
+    assert vfs.waiting.wait(10)
+    assert engine.get(b"a") == b"1"
+    with engine.snapshot() as snapshot:
+        writes = engine.stats()["writes"]
+        others = [threading.Thread(target=engine.put, args=(b"%d" % n, b"v")) for n in range(5)]
+        flusher = threading.Thread(target=engine.flush)
+        for thread in (*others, flusher):
+            thread.start()
+        flusher.join(0.05)
+        assert flusher.is_alive() and engine.get(b"0") is None
+        vfs.open.set()
+        for thread in (writer, *others, flusher):
+            thread.join(10)
+            assert not thread.is_alive()
+        assert engine.get(b"a") == b"2" and snapshot.get(b"a") == b"1"
+        assert list(snapshot.scan()) == [(b"a", b"1")]
+    assert engine.stats()["writes"] == writes + 6
+    assert engine.stats()["flushes"] == 1
+    engine.close()
+    with Engine.open("/data/store", vfs=vfs.crash(), workers=0, disk_reserve_bytes=0) as again:
+        assert list(again.scan(keys_only=True)) == [*(b"%d" % n for n in range(5)), b"a"]
+
+
+def test_a_synced_put_whose_sync_fails_is_refused_and_poisons() -> None:
+    vfs, engine = gated_engine()
+    failed: list[StorePoisoned] = []
+
+    def put() -> None:
+        try:
+            engine.put(b"a", b"2")
+        except StorePoisoned as error:
+            failed.append(error)
+
+    writer = threading.Thread(target=put)
+    writer.start()
+    assert vfs.waiting.wait(10)
+    vfs.fail_at(vfs.operations + 1)
+    vfs.open.set()
+    writer.join(10)
+    assert len(failed) == 1 and engine.get(b"a") == b"1"
+    with pytest.raises(StorePoisoned):
+        engine.put(b"b", b"2")
+    engine.close()
+
+
+def test_an_interrupt_during_the_sync_of_a_put_poisons_and_leaves_nobody_waiting() -> None:
+    vfs, engine = gated_engine()
+    ends: list[str] = []
+
+    def put(key: bytes) -> None:
+        try:
+            engine.put(key, b"2")
+        except (Interrupted, StorePoisoned) as error:
+            ends.append(f"{key.decode()} {type(error).__name__}")
+
+    threads = [threading.Thread(target=put, args=(key,)) for key in (b"a", b"b", b"c")]
+    threads[0].start()
+    assert vfs.waiting.wait(10)
+    for count, thread in enumerate(threads[1:], 1):
+        thread.start()
+        queued(engine, count)
+    ident = ctypes.c_ulong(threads[0].ident or 0)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Interrupted)) == 1
+    vfs.open.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sorted(ends) == ["a Interrupted", "b StorePoisoned", "c StorePoisoned"]
+    assert engine.get(b"a") == b"1"
+    engine.close()
+
+
+def test_threads_that_put_with_sync_share_versions_without_a_gap(tmp_path: Path) -> None:
+    with Engine.open(tmp_path, workers=0) as engine:
+        versions: list[int] = [engine.put(b"first", b"v")]
+
+        def put(number: int) -> None:
+            for n in range(50):
+                versions.append(engine.put(b"%d-%d" % (number, n), b"v"))
+
+        threads = [threading.Thread(target=put, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for n in range(20):
+            versions.append(engine.put(b"last-%d" % n, b"v"))
+        assert sorted(versions) == list(range(versions[0], versions[0] + 221))
+        assert engine.stats()["writes"] == 221 == engine.stats()["memtable_rows"]
 
 
 def test_a_put_after_close_or_in_a_forked_child_is_refused(tmp_path: Path) -> None:
