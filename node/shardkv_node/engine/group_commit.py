@@ -2,11 +2,13 @@
 
 One thread leads: it logs, syncs and applies what is queued, for all, and hands the lead to the first that queued
 meanwhile. The mutex is free during the sync, so that others read and queue. Each waiting write has a lock of its own,
-its gate: a group that ends wakes the threads of that group and nobody else.
+its gate: a group that ends wakes the threads of that group and nobody else, one by one, since the interpreter runs one
+of them at a time: woken all at once they would only wait again, for their turn in it.
 
 Invariants:
   - at most one thread leads; while anything is queued, somebody leads, or a pause will hand the lead on;
-  - every write that was taken from the queue gets its outcome, `applied` or `error`, before its gate opens.
+  - every write that was taken from the queue gets its outcome, `applied` or `error`, before its gate opens;
+  - a thread that leaves `submit`, however it does, opens the gate that its turn was given to open.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from shardkv.errors import ShardKVError, StorageError, StoreClosed
 from shardkv_node.engine.store import Store
@@ -29,12 +32,14 @@ WAIT_S = 0.5
 class _Turn:
     """A queued write."""
 
-    __slots__ = ("gate", "leads", "write")
+    __slots__ = ("gate", "leads", "opens", "write")
 
     def __init__(self, write: Write) -> None:
         self.write = write
         self.gate: threading.Lock | None = None
-        """Shut while its thread waits; None as long as that does not."""
+        """Shut while its thread waits; None as long as that does not, and for good once it was interrupted."""
+        self.opens: threading.Lock | None = None
+        """The gate of another turn, which its thread opens on the way out."""
         self.leads = False
         """The lead was handed to it, and it has not begun."""
 
@@ -121,8 +126,12 @@ class GroupCommit:
                         self._lead(turn)
         except BaseException:  # an interrupted caller takes back what no group has taken yet
             with self._mutex:
+                turn.gate = None
                 self._take_back(turn)
             raise
+        finally:
+            if turn.opens is not None:
+                turn.opens.release()
         if write.error is not None:
             raise write.error
 
@@ -165,10 +174,16 @@ class GroupCommit:
             self._take_back(turn)
             raise
         finally:
-            for one in taken:
-                if one.gate is not None:
-                    one.gate.release()
+            self._wake(taken)
             self._pass_on()
+
+    def _wake(self, taken: list[_Turn]) -> None:
+        """Have the threads that wait for these turns go on, each woken by the one before it."""
+        waiting = [(one, one.gate) for one in taken if one.gate is not None]
+        for (one, _), (_, gate) in pairwise(waiting):
+            one.opens = gate
+        if waiting:
+            waiting[0][1].release()
 
     def _pass_on(self) -> None:
         """Nobody leads any more: the first in the queue shall, unless a pause wants the store for itself."""

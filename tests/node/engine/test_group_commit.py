@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from shardkv.errors import StoreClosed
 from shardkv_node.engine import Engine
+from tests.node.engine.crash_vfs import CrashVfs
 from tests.node.engine.test_engine import GatedVfs
 
 
@@ -55,6 +57,73 @@ def test_an_interrupted_waiter_hands_the_lead_to_the_next() -> None:
     assert sorted(seen) == ["first", "heir interrupted", "next"]
     assert engine.get("next") == b"v"
     engine.put("after", "v")
+    engine.close()
+
+
+class SteppedVfs(CrashVfs):
+    """Once `stepping`, each sync of the log waits for a `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stepping = False
+        self.arrived = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def operate(self, what: str, path: str) -> None:
+        if self.stepping and what == "sync" and ".wal" in path:
+            self.arrived.release()
+            assert self.go.acquire(timeout=20)
+        super().operate(what, path)
+
+
+@pytest.mark.parametrize("interrupted", ["none", "before its gate opens", "as its gate opens"])
+def test_a_waiter_wakes_the_next_of_its_group_even_when_it_is_interrupted(interrupted: str) -> None:
+    vfs = SteppedVfs()
+    engine = Engine.open("/data/store", vfs=vfs, workers=0, disk_reserve_bytes=0)
+    vfs.stepping = True
+    ended: list[str] = []
+
+    def put(key: str) -> None:
+        engine.put(key, "v")
+        ended.append(key)
+
+    def rest() -> None:
+        """Runs beside the main thread, whose put is the third of the second group."""
+        for count, thread in enumerate(threads[3:], 3):
+            queued(engine, count)
+            thread.start()
+        queued(engine, 5)
+        vfs.go.release()
+        assert vfs.arrived.acquire(timeout=20)
+        main = threading.main_thread().ident or 0
+        if interrupted == "before its gate opens":
+            signal.pthread_kill(main, signal.SIGINT)
+            assert left.wait(20)
+        elif interrupted == "as its gate opens":
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(Interrupted))
+        vfs.stepping = False
+        vfs.go.release()
+
+    left = threading.Event()
+    threads = [threading.Thread(target=put, args=(f"k{n}",)) for n in range(5)]
+    threads[0].start()
+    assert vfs.arrived.acquire(timeout=20)
+    for count, thread in enumerate(threads[1:3], 1):
+        thread.start()
+        queued(engine, count)
+    helper = threading.Thread(target=rest)
+    helper.start()
+    try:
+        engine.put("main", "v")
+        assert interrupted == "none"
+    except (KeyboardInterrupt, Interrupted):
+        assert interrupted != "none"
+    left.set()
+    for thread in (*threads, helper):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert sorted(ended) == [f"k{n}" for n in range(5)]
+    assert engine.get("main") == b"v"
     engine.close()
 
 
