@@ -186,11 +186,12 @@ import os, sys
 from shardkv_node.engine import Engine
 engine = Engine.open(sys.argv[1], durability=sys.argv[2])
 wal = os.path.join(sys.argv[1], "wal")
-size = lambda: sum(entry.stat().st_size for entry in os.scandir(wal))
+def logged():
+    return b"".join(open(entry.path, "rb").read().rstrip(bytes(1)) for entry in os.scandir(wal))
 for number in range(int(sys.argv[3])):
-    before = size()
+    before = len(logged())
     engine.put(b"key-%d" % number, b"value-%d" % number)
-    assert size() > before, "put returned before write() did"
+    assert b"value-%d" % number in logged()[before:], "put returned before write() did"
 engine.put(b"last", b"put")
 os.kill(os.getpid(), 9)
 """

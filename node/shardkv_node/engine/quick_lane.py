@@ -151,6 +151,11 @@ class QuickLane:
             self._tablet.rows.forget((key,))
 
     @property
+    def tablet(self) -> int:
+        """Number of the tablet it leads to."""
+        return self._tablet.number
+
+    @property
     def watched(self) -> bool:
         """A snapshot must be told what each row was before it is replaced."""
         return self._tablet.active.newest_view is not None

@@ -324,6 +324,12 @@ class Store(StoreTablets):
             self._writes += puts
             self._active_bytes += taken
 
+    def _close_quick_lane(self, number: int) -> None:
+        """The tablet is about to go: no put may reach it by the lane any more."""
+        self._end_quick_puts()
+        if self._quick is not None and self._quick.tablet == number:
+            self._quick = None
+
     def sync_group(self, group: Group, done: Callable[[StorageError | None], None]) -> None:
         """See the group synced as the durability mode asks, then call `done`, maybe before this returns.
 

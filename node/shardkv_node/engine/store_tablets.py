@@ -59,6 +59,8 @@ class StoreTablets(Reads):
     @abstractmethod
     def _end_quick_puts(self) -> None: ...
     @abstractmethod
+    def _close_quick_lane(self, number: int) -> None: ...
+    @abstractmethod
     def _freeze_is_cheap(self) -> bool: ...
     @abstractmethod
     def _freeze(self) -> None: ...
@@ -81,7 +83,7 @@ class StoreTablets(Reads):
         """Forget a tablet and delete its data; durable on return. Requires: no group in flight."""
         self._require_open()
         self._require_idle()
-        self._end_quick_puts()
+        self._close_quick_lane(number)
         tablet = self._tablet(number)
         self.maintenance.change_tablets([], [number], self._position)
         self._active_bytes -= tablet.active.resident_bytes
@@ -134,7 +136,7 @@ class StoreTablets(Reads):
         """
         self._require_open()
         self._require_idle()
-        self._end_quick_puts()
+        self._close_quick_lane(number)
         tablet = self._tablet(number)
         self._require_unsplit(number)
         if not tablet.in_tables:
@@ -185,6 +187,7 @@ class StoreTablets(Reads):
         return split
 
     def _install_split(self, split: TokenSplit, left: Levels, right: Levels) -> None:
+        self._close_quick_lane(split.tablet.number)
         halves = split.halves
         for half in halves:
             half.last_seqno = split.tablet.last_seqno

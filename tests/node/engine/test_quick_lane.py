@@ -115,6 +115,15 @@ def test_the_lane_is_shut_after(event: Callable[[Lane], None]) -> None:
     assert {path: world.vfs.size(path) for path in world.vfs.files} == size
 
 
+def test_the_lane_of_a_dropped_tablet_never_opens_again() -> None:
+    world = Lane()
+    other = world.store.create_tablet(b"other")
+    world.store.drop_tablet(world.tablet)
+    for n in range(3):
+        commit(world.store, other, [(b"%d" % n, b"v")])
+        assert world.lane.put(b"k", b"v") == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
