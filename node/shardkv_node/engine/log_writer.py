@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from itertools import groupby
 
 import google_crc32c
 import msgspec
@@ -38,6 +37,7 @@ JOINED_PAYLOAD_BYTES = 4096
 """At most so many payloads, of at most so many bytes each, become one: 4 MiB."""
 _NEVER = 1 << 62
 _FIXARRAY = 0x90
+_ARRAY32_HEAD = 0xDD
 _ARRAY32 = struct.Struct(">BI")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -58,21 +58,16 @@ def join_payloads(payloads: Sequence[bytes]) -> list[bytes]:
     For groups that become durable together: then it does not matter which entries share one.
     """
     joined: list[bytes] = []
-    for long, run in groupby(filter(None, payloads), key=_is_long):
-        if long:
-            joined += run
-            continue
-        few = list(run)
-        for low in range(0, len(few), JOINED_PAYLOADS):
-            part = few[low : low + JOINED_PAYLOADS]
-            count = sum(payload[0] - _FIXARRAY for payload in part)
-            joined.append(_ARRAY32.pack(0xDD, count) + b"".join([payload[1:] for payload in part]))
+    filled = list(filter(None, payloads))
+    for low in range(0, len(filled), JOINED_PAYLOADS):
+        part = filled[low : low + JOINED_PAYLOADS]
+        heads = [payload[0] for payload in part]
+        if max(map(len, part)) <= JOINED_PAYLOAD_BYTES and min(heads) >= _FIXARRAY and max(heads) <= _FIXARRAY + 15:
+            count = sum(heads) - _FIXARRAY * len(heads)
+            joined.append(_ARRAY32.pack(_ARRAY32_HEAD, count) + b"".join([payload[1:] for payload in part]))
+        else:  # not worth it, or not how msgpack writes an array of up to 15
+            joined += part
     return joined
-
-
-def _is_long(payload: bytes) -> bool:
-    """Whether it is worth a group of its own, or does not begin as msgpack writes an array of up to 15."""
-    return len(payload) > JOINED_PAYLOAD_BYTES or not _FIXARRAY <= payload[0] <= _FIXARRAY + 15
 
 
 class LogWriter:
