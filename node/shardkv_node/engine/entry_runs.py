@@ -8,9 +8,10 @@ strictly as if it had come alone: a run has one tablet and term, one kind, and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import cast
+
+import msgspec
 
 from shardkv.errors import Corruption
 from shardkv_node.engine.columns import NO_EXPIRY
@@ -19,8 +20,7 @@ from shardkv_node.engine.log_reader import ENTRY_DECODER, GroupRun, SegmentReade
 from shardkv_node.engine.vfs import Vfs
 
 
-@dataclass(slots=True)
-class WriteRun:
+class WriteRun(msgspec.Struct, gc=False):
     """Writes of one operation each, into one tablet, without expiry; the first has `seqno`, each further one 1 more."""
 
     tablet: int

@@ -15,7 +15,6 @@ what is not plainly in order there is looked at alone, and judged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import google_crc32c
@@ -52,8 +51,7 @@ ENTRY_DECODER: msgspec.msgpack.Decoder[list[Entry]] = msgspec.msgpack.Decoder(li
 E = TypeVar("E")
 
 
-@dataclass(frozen=True, slots=True)
-class FileHeader:
+class FileHeader(msgspec.Struct, frozen=True, gc=False):
     """The header of a segment or manifest."""
 
     store_id: bytes
@@ -62,8 +60,7 @@ class FileHeader:
     previous_end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True, gc=False):
     """One readable group: where it starts and ends, and its undecoded payload (b"" for a sync mark)."""
 
     offset: int
@@ -73,8 +70,7 @@ class Group:
     payload: bytes
 
 
-@dataclass(slots=True)
-class GroupRun:
+class GroupRun(msgspec.Struct, gc=False):
     """Readable groups, each directly behind the one before; one list per field of `Group`."""
 
     offsets: list[int]
@@ -88,8 +84,7 @@ class GroupRun:
         return [*self.offsets[1:], self.end]
 
 
-@dataclass(frozen=True, slots=True)
-class TornTail:
+class TornTail(msgspec.Struct, frozen=True, gc=False):
     """Bytes at the end of the last segment that were never known to be on disk, and were dropped."""
 
     path: str

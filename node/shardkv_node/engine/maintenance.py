@@ -94,8 +94,7 @@ class Counters:
 
 
 class Maintenance:
-    """`clock` gives hybrid clock readings, `monotonic` seconds, `random_bytes(n)` bytes for job ids; `post` runs a
-    callable in the owner's context."""
+    """`clock` gives hybrid clock readings, `monotonic` seconds, `random_bytes(n)` bytes for job ids."""
 
     def __init__(
         self,
@@ -110,7 +109,6 @@ class Maintenance:
         runner: JobRunner,
         dismantler: Dismantler,
         chores: Chores,
-        post: Callable[[Callable[[], None]], None],
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
@@ -156,7 +154,7 @@ class Maintenance:
             self.cache,
             chores,
             open_files_max=options.open_files_max,
-            on_failure=lambda error: post(lambda: self._note_unremoved(error)),
+            on_failure=self._note_unremoved,
         )
         self.frozen: deque[Generation] = deque()
         """Oldest first."""
@@ -602,6 +600,7 @@ class Maintenance:
             self.most_level0_tables = max(self._level0_files.values())
 
     def _note_unremoved(self, error: StorageError) -> None:
+        """Called from wherever chores run: it may only set this."""
         self._health.background = error
 
     def _note_failure(self, error: ShardKVError) -> None:

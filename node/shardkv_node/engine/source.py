@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from shardkv_node.engine.columns import Columns
 
@@ -21,8 +22,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Page:
+class Page(msgspec.Struct):
     """One bounded piece of a scan, with what it covers.
 
     `frontier` says where coverage ends. Forward, the page covers [start, frontier) and the next page starts there;

@@ -177,7 +177,6 @@ class Store(StoreTablets):
             runner=JobRunner(options.workers, post, vfs=vfs),
             dismantler=self._dismantler,
             chores=self._chores,
-            post=post,
             clock=self._tick,
             monotonic=monotonic,
             random_bytes=random_bytes,

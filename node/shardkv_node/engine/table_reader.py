@@ -35,7 +35,7 @@ from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.vfs import Vfs
 
 _TAIL_BYTES = 16 * 1024
-_VERIFY_BYTES = 1024 * 1024
+_VERIFY_BYTES = 256 * 1024
 _decode_columns = msgspec.msgpack.Decoder(Columns).decode
 _decode_partition = msgspec.msgpack.Decoder(PartitionBody).decode
 _decode_index = msgspec.msgpack.Decoder(TopIndex).decode

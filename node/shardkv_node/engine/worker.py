@@ -18,12 +18,15 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from shardkv_node.engine.job import FlushJob, Job, JobResult
-from shardkv_node.engine.run_job import run
-from shardkv_node.engine.vfs import OsVfs
-from shardkv_node.engine.worker_protocol import decode_job, encode_reply, read_message, write_message
+# msgspec takes what it needs from `typing` where this is not installed; it would bring `inspect`, together 2 MB.
+sys.modules.setdefault("typing_extensions", cast(Any, None))
+
+from shardkv_node.engine.job import FlushJob, Job, JobResult  # noqa: E402
+from shardkv_node.engine.run_job import run  # noqa: E402
+from shardkv_node.engine.vfs import OsVfs  # noqa: E402
+from shardkv_node.engine.worker_protocol import decode_job, encode_reply, read_message, write_message  # noqa: E402
 
 _NICENESS = 5
 
