@@ -14,7 +14,8 @@ from shardkv_node.engine.table_output import TableOutput
 from shardkv_node.engine.table_reader import Table
 from shardkv_node.engine.vfs import Vfs
 
-_GATHER_BYTES = 256 * 1024
+_GATHER_BYTES = 96 * 1024
+"""Of each run per round: more is no faster, since the rows of a round fall out of the cache of the processor."""
 _OPEN_FILES_MAX = 32
 
 

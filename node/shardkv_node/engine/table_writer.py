@@ -33,7 +33,7 @@ from shardkv_node.engine.table_format import (
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.vfs import Vfs
 
-_WRITE_BYTES = 256 * 1024
+_WRITE_BYTES = 64 * 1024
 
 
 class _BlockList:
