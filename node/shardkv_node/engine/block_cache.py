@@ -1,6 +1,7 @@
 """`BlockCache`: decoded blocks of tables, least recently used out first, bounded in bytes.
 
 Invariant: `charged_bytes` is the sum of the charges of what is held, and is at most `bytes_max` after every `put`.
+What others keep, but must fit into the same bound, is charged here too: rows (row_cache.py), and what tables reserve.
 
 A charge is what a block costs once decoded (Python objects included), several times its size on disk; callers
 compute it with `columns_charge` and `index_charge`. Not thread-safe: it belongs to the owner of the store.
@@ -15,6 +16,9 @@ from typing import Any
 _OBJECT_BYTES = 48
 _BLOCK_BYTES = 600
 _INT_BYTES = 40
+
+RESERVED_SHARE = 4
+"""One part of so many of the cache may be reserved."""
 
 _OFFSET_BITS = 48
 _BASE_MASK = -1 << _OFFSET_BITS
@@ -33,11 +37,12 @@ def index_charge(entries: int, raw_bytes: int) -> int:
 class BlockCache:
     """Blocks by an int key. A table takes a base for its keys from `new_base` and adds the block's offset."""
 
-    __slots__ = ("_blocks", "_keys", "_next_base", "bytes_max", "charged_bytes", "hits", "misses")
+    __slots__ = ("_blocks", "_keys", "_next_base", "bytes_max", "charged_bytes", "hits", "misses", "reserved_bytes")
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.charged_bytes = 0
+        self.reserved_bytes = 0
         self.hits = 0
         self.misses = 0
         self._blocks: OrderedDict[int, tuple[Any, int]] = OrderedDict()
@@ -75,6 +80,19 @@ class BlockCache:
         blocks[key] = (block, charge)
         self._keys.setdefault(key & _BASE_MASK, set()).add(key)
         self.charge(charge)
+
+    def reserve(self, size: int) -> bool:
+        """Charge what its owner keeps until `release`. False: all together would be too much of the cache."""
+        if self.reserved_bytes + size > self.bytes_max // RESERVED_SHARE:
+            return False
+        self.reserved_bytes += size
+        self.charge(size)
+        return True
+
+    def release(self, size: int) -> None:
+        """Undo what was reserved."""
+        self.reserved_bytes -= size
+        self.charge(-size)
 
     def charge(self, size: int) -> None:
         """Count so many bytes more, or fewer, as used; blocks go until all fits, the one used longest ago first."""

@@ -6,11 +6,12 @@ rest of its inputs in place. What lies outside the clip costs disk space until a
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from shardkv_node.engine.columns import Columns
 from shardkv_node.engine.table_meta import TableMeta
-from shardkv_node.engine.table_reader import Table
+from shardkv_node.engine.table_reader import Partition, Table
 
 
 class ClippedTable:
@@ -24,13 +25,19 @@ class ClippedTable:
         self._start = meta.start
         self._stop = meta.high
 
-    def find(self, key: bytes) -> tuple[Columns, int] | None:
-        """As `Table.find`."""
-        return self.table.find(key) if self._start <= key < self._stop else None
+    def find_in(self, partition: Partition, key: bytes) -> tuple[Columns, int] | None:
+        """As `Table.find_in`."""
+        return self.table.find_in(partition, key) if self._start <= key < self._stop else None
 
-    def find_probed(self, key: bytes, high: int, mask: int) -> tuple[Columns, int] | None:
-        """As `Table.find_probed`."""
-        return self.table.find_probed(key, high, mask) if self._start <= key < self._stop else None
+    def partition(self, number: int) -> Partition:
+        """As `Table.partition`."""
+        return self.table.partition(number)
+
+    def partition_stops(self) -> tuple[list[bytes], int]:
+        """As `Table.partition_stops`, for the partitions that may hold rows of the clip."""
+        stops, _ = self.table.partition_stops()
+        first, last = bisect_right(stops, self._start), bisect_left(stops, self._stop)
+        return [*stops[first:last], self._stop], first
 
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool = True) -> Iterator[Columns]:
         """The rows with keys in [start, stop) that the clip lets through; see `Source`."""

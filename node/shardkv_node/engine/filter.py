@@ -24,8 +24,12 @@ _WORD_BITS = 64
 
 
 @cache
-def _bit_pairs() -> list[int]:
-    """For each 12 bits of hash, the word with the two bits they name. Made at first use: 4,096 ints."""
+def bit_pairs() -> list[int]:
+    """For each 12 bits of hash, the word with the two bits they name. Made at first use: 4,096 ints.
+
+    A look-up is `mask = pairs[h & 4095] | pairs[h >> 12 & 4095]`, then `words[(h >> 32) * n >> 32] & mask == mask` for
+    each filter of n words that may have the key.
+    """
     return [(1 << (x & 63)) | (1 << (x >> 6)) for x in range(4096)]
 
 
@@ -34,18 +38,10 @@ def build(keys: Sequence[bytes], bits_per_key: int) -> array[int]:
     count = -(-len(keys) * bits_per_key // _WORD_BITS)
     words = [0] * count  # an array makes a new int at each look: a list is an eighth faster
     if count:
-        pairs = _bit_pairs()
+        pairs = bit_pairs()
         for h in map(xxh3_64_intdigest, keys):
             words[(h >> 32) * count >> 32] |= pairs[h & 4095] | pairs[h >> 12 & 4095]
     return array("Q", words)
-
-
-def probe(key: bytes) -> tuple[int, int]:
-    """(high, mask) for any number of filters: the key may be in one with n words if n is 0 or
-    `words[high * n >> 32] & mask == mask`."""
-    h = xxh3_64_intdigest(key)
-    pairs = _bit_pairs()
-    return h >> 32, pairs[h & 4095] | pairs[h >> 12 & 4095]
 
 
 def to_bytes(words: array[int]) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from shardkv.errors import InvalidArgument, StoreClosed
 from shardkv_node.engine.dismantling import Dismantler
-from shardkv_node.engine.memtable import Memtable
+from shardkv_node.engine.memtable import Memtable, cell_value
 from shardkv_node.engine.memtable_view import MemtableView
 from shardkv_node.engine.reads import Reads
 from shardkv_node.engine.source import Source
@@ -41,6 +41,11 @@ class TabletSnapshot(Tablet):
     def sources(self) -> Iterator[Source]:
         yield from super().sources()
         yield self._view
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None when the key did not exist."""
+        cell = self._view.get(key)
+        return super().get(key) if cell is None else cell_value(cell, self._clock)
 
     def _cell(self, key: bytes) -> bytes | None:
         cell = self._view.get(key)

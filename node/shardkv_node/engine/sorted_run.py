@@ -27,16 +27,6 @@ class SortedRun:
     def __len__(self) -> int:
         return len(self.tables)
 
-    def find(self, key: bytes) -> tuple[Columns, int] | None:
-        """As `Table.find`, over all tables."""
-        number = bisect_right(self._highs, key)
-        return self.tables[number].find(key) if number < len(self.tables) else None
-
-    def find_probed(self, key: bytes, high: int, mask: int) -> tuple[Columns, int] | None:
-        """As `Table.find_probed`, over all tables."""
-        number = bisect_right(self._highs, key)
-        return self.tables[number].find_probed(key, high, mask) if number < len(self.tables) else None
-
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool = True) -> Iterator[Columns]:
         """The rows with keys in [start, stop); see `Source`."""
         tables = self._between(start, stop)

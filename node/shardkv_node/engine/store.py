@@ -420,6 +420,13 @@ class Store(StoreTablets):
         """Milliseconds since 1970, by the clock that expiries are judged by: it never goes back, nor behind the log."""
         return self._clock.time_ms(self._now_ms())
 
+    def get(self, tablet: int, key: bytes) -> bytes | None:
+        """As `Reads.get`, with the tablet found on the way."""
+        found = self._tablets.get(tablet)
+        if found is None or self.closed:
+            found = self._tablet(tablet)
+        return found.get(key)
+
     def row_cache(self, tablet: int) -> RowCache:
         """The values that were read before: any thread may look there first."""
         self._tablet(tablet)

@@ -3,7 +3,8 @@
 Invariants:
   - A row is returned only out of a block whose checksum was right; anything wrong raises `Corruption` with path and
     offset. A table never answers "not there" because of damage.
-  - In memory it holds the top index only; partition and data blocks are in the shared `BlockCache`.
+  - In memory it holds the top index. Data blocks are in the shared `BlockCache`; so are partition blocks, or they stay
+    with the table, as long as those of all tables are a small part of the cache.
 
 Without a cache (jobs) it reads a whole partition at a time, once. Not thread-safe, like its cache.
 """
@@ -42,16 +43,24 @@ _decode_index = msgspec.msgpack.Decoder(TopIndex).decode
 _decode_properties = msgspec.msgpack.Decoder(Properties).decode
 
 
-class _Partition:
+class Partition:
     """A decoded partition block."""
 
-    __slots__ = ("filter", "last_keys", "offsets", "sizes")
+    __slots__ = ("filter", "last_keys", "offsets", "resident", "sizes")
 
-    def __init__(self, body: PartitionBody) -> None:
+    def __init__(self, body: PartitionBody, *, resident: bool = False) -> None:
         self.last_keys = body.last_keys
         self.offsets = body.offsets
         self.sizes = body.sizes
-        self.filter: array[int] = key_filter.from_bytes(body.filter)
+        self.filter: array[int] = key_filter.from_bytes(body.filter) or _EVERY_KEY
+        """At least one word, see filter.py."""
+        self.resident = resident
+        """The table keeps it for as long as it is open."""
+
+
+_EVERY_KEY = array("Q", [(1 << 64) - 1])
+NOWHERE = Partition(PartitionBody([], [], [], bytes(8)), resident=True)
+"""Has no key."""
 
 
 class Table:
@@ -61,11 +70,13 @@ class Table:
         "_cache",
         "_cache_base",
         "_files",
-        "_first_key",
         "_last_keys",
         "_offsets",
         "_open_block",
+        "_reserved_bytes",
+        "_resident",
         "_sizes",
+        "_stops",
         "meta",
         "path",
         "properties",
@@ -88,8 +99,10 @@ class Table:
         self._cache_base = cache.new_base() if cache is not None else 0
         self._files = files
         self._open_block = decompressor.open_block
-        self._first_key = meta.first_key
         self._last_keys, self._offsets, self._sizes = index.last_keys, index.offsets, index.sizes
+        self._stops = [key + b"\0" for key in index.last_keys]
+        self._resident: list[Partition | None] = [None] * len(index.offsets)
+        self._reserved_bytes = 0
 
     @classmethod
     def open(
@@ -135,27 +148,22 @@ class Table:
     def close(self) -> list[Any]:
         """Close the descriptor and drop all cached blocks. Returns those: freeing many takes time."""
         self._files.close(self.path)
-        return [] if self._cache is None else self._cache.forget(self._cache_base)
+        if self._cache is None:
+            return []
+        held = [*self._cache.forget(self._cache_base), *self._resident]
+        self._cache.release(self._reserved_bytes)
+        self._reserved_bytes = 0
+        self._resident = [None] * len(self._offsets)
+        return held
 
-    def find(self, key: bytes) -> tuple[Columns, int] | None:
-        """The block that holds the key and the row in it, deletes included; None when the key is not here."""
-        return self.find_probed(key, *key_filter.probe(key))
+    def find_in(self, partition: Partition, key: bytes) -> tuple[Columns, int] | None:
+        """The block that holds the key and the row in it, deletes included; None when it is not here.
 
-    def find_probed(self, key: bytes, high: int, mask: int) -> tuple[Columns, int] | None:
-        """`find` with what `filter.probe` says of the key: a read asks many tables. Flat, since every read runs it."""
-        last_keys = self._last_keys
-        number = bisect_left(last_keys, key)
-        if number == len(last_keys) or key < self._first_key:
-            return None
-        cache = self._cache
-        partition = None if cache is None else cache.get(self._cache_base + self._offsets[number])
-        if partition is None:
-            partition = self._load_partition(number)
-        words = partition.filter
-        if words and words[high * len(words) >> 32] & mask != mask:
-            return None
+        Requires: the key is at or below the last key of this partition, and above that of the one before.
+        """
         block = bisect_left(partition.last_keys, key)
         offset = partition.offsets[block]
+        cache = self._cache
         columns = None if cache is None else cache.get(self._cache_base + offset)
         if columns is None:
             columns = self._load_block(offset, partition.sizes[block])
@@ -186,11 +194,15 @@ class Table:
         """The last key of each partition, ascending."""
         return self._last_keys
 
+    def partition_stops(self) -> tuple[list[bytes], int]:
+        """The first key after each partition that has rows, ascending, and the number of the first of these."""
+        return self._stops, 0
+
     def block_ends(self, start: bytes, stop: bytes) -> list[bytes]:
         """The last keys of data blocks that lie in [start, stop), ascending."""
         ends: list[bytes] = []
         for number in range(bisect_left(self._last_keys, start), len(self._last_keys)):
-            last_keys = self._partition(number).last_keys
+            last_keys = self.partition(number).last_keys
             ends += last_keys[bisect_left(last_keys, start) : bisect_left(last_keys, stop)]
             if last_keys[-1] >= stop:
                 break
@@ -205,7 +217,7 @@ class Table:
 
     def block_points(self, number: int) -> Iterator[tuple[bytes, int]]:
         """As `points`, for the data blocks of one partition, from its partition block; `number`: as `points` counts."""
-        partition = self._partition(number)
+        partition = self.partition(number)
         return zip(partition.last_keys, partition.sizes, strict=True)
 
     def verify(self) -> None:
@@ -225,18 +237,25 @@ class Table:
 
     # --- blocks ---
 
-    def _partition(self, number: int) -> _Partition:
-        cache = self._cache
-        held = None if cache is None else cache.get(self._cache_base + self._offsets[number])
-        return self._load_partition(number) if held is None else cast(_Partition, held)
+    def partition(self, number: int) -> Partition:
+        """Where the data blocks of a partition are, and its filter."""
+        held = self._resident[number]
+        if held is None and self._cache is not None:
+            held = self._cache.get(self._cache_base + self._offsets[number])
+        return self._load_partition(number) if held is None else held
 
-    def _load_partition(self, number: int) -> _Partition:
-        """Read it, and have the cache hold it."""
+    def _load_partition(self, number: int) -> Partition:
+        """Read it and keep it: for good while all tables together have room for that, else in the cache."""
         partition = self._read_partition(number)
         if self._cache is not None:
             raw = sum(map(len, partition.last_keys)) + 8 * len(partition.filter)
             charge = index_charge(len(partition.offsets), raw)
-            self._cache.put(self._cache_base + self._offsets[number], partition, charge)
+            if self._cache.reserve(charge):
+                self._reserved_bytes += charge
+                self._resident[number] = partition
+                partition.resident = True
+            else:
+                self._cache.put(self._cache_base + self._offsets[number], partition, charge)
         return partition
 
     def _data_block(self, offset: int, size: int, *, hold: bool) -> Columns:
@@ -254,7 +273,7 @@ class Table:
         self, number: int, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool
     ) -> Iterator[Columns]:
         """The data blocks of one partition that may hold keys of [start, stop)."""
-        partition = self._partition(number)
+        partition = self.partition(number)
         last_keys = partition.last_keys
         low = bisect_left(last_keys, start)
         high = len(last_keys) if stop is None else min(len(last_keys), bisect_left(last_keys, stop) + 1)
@@ -265,12 +284,12 @@ class Table:
         for block in reversed(blocks) if reverse else blocks:
             yield self._data_block(partition.offsets[block], partition.sizes[block], hold=hold)
 
-    def _read_partition(self, number: int) -> _Partition:
+    def _read_partition(self, number: int) -> Partition:
         offset = self._offsets[number]
         block = self._files.get(self.path).pread(offset, self._sizes[number])
         body = self._open_block(block, path=self.path, offset=offset)
         try:
-            partition = _Partition(_decode_partition(body))
+            partition = Partition(_decode_partition(body))
         except (msgspec.MsgspecError, ValueError) as error:
             raise _malformed(self.path, offset, error) from error
         if not len(partition.last_keys) == len(partition.offsets) == len(partition.sizes) > 0:
@@ -284,7 +303,7 @@ class Table:
             )
         return partition
 
-    def _read_partition_blocks(self, partition: _Partition, low: int, high: int, *, reverse: bool) -> Iterator[Columns]:
+    def _read_partition_blocks(self, partition: Partition, low: int, high: int, *, reverse: bool) -> Iterator[Columns]:
         """Data blocks [low, high) of a partition by one read: they lie next to each other."""
         if low >= high:
             return

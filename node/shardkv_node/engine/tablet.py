@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from shardkv_node.engine.clipped_table import ClippedTable
-from shardkv_node.engine.columns import PUT, PUT_EXPIRING, Columns
-from shardkv_node.engine.filter import probe
+from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.memtable import Memtable, cell_expiry, cell_value, cell_version
 from shardkv_node.engine.merged_tables import MergedTables
 from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.source import Source
+from shardkv_node.engine.table_lookup import TableLookup
 from shardkv_node.engine.table_reader import Table
 
 
@@ -27,6 +27,7 @@ class Tablet:
         "_clock",
         "_merged",
         "_parts",
+        "_tables",
         "active",
         "fenced",
         "frozen",
@@ -60,20 +61,36 @@ class Tablet:
         """Given by `Maintenance` before there is a table; a snapshot has none. Asked first, before the memtables."""
         self._parts: tuple[Table | ClippedTable | SortedRun, ...] = ()
         """Of all levels, youngest first."""
+        self._tables = TableLookup(())
+        """Of the same, for gets."""
         self._merged: MergedTables | None = None
         """Of the same, for scans; None where there is nothing to merge."""
 
     def get(self, key: bytes) -> bytes | None:
-        """The value, or None when the key does not exist."""
-        rows = self.rows
+        """The value, or None when the key does not exist. Flat, since every read runs it."""
+        rows, active = self.rows, self.active
         if rows is not None:
             value = rows.values.get(key)
             if value is not None:
                 return value
-        cell = self._cell(key)
+        cell = active.cells.get(key)
+        if cell is None and (self.frozen or active.full_parts):
+            cell = self._cell(key)
         if cell is not None:
             return cell_value(cell, self._clock)
-        return self._value_in_tables(key)
+        misses = 0 if rows is None else rows.blocks.misses
+        found = self._tables.find(key)
+        if found is None:
+            return None
+        columns, row = found
+        kind = columns.kind(row)
+        if kind == PUT:
+            value = columns.values[row]
+            # Only what was read before, not long ago: of reads all over the place nothing is kept.
+            if rows is not None and rows.blocks.misses == misses:
+                rows.hold(key, value)
+            return value
+        return columns.values[row] if kind == PUT_EXPIRING and columns.expiry(row) > self._clock() else None
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """A value or None for each key, in the order asked."""
@@ -99,7 +116,7 @@ class Tablet:
         if cell is not None:
             value = cell_value(cell, self._clock)
             return None if value is None else (value, cell_expiry(cell))
-        found = self._row_in_tables(key)
+        found = self._tables.find(key)
         if found is None:
             return None
         columns, row = found
@@ -147,6 +164,7 @@ class Tablet:
         self.level0 = list(levels[0]) if levels else []
         self.sorted_levels = [SortedRun(tables) for tables in levels[1:]]
         self._parts = (*reversed(self.level0), *filter(len, self.sorted_levels))
+        self._tables = TableLookup(self._parts)
         if self._merged is not None:
             self._merged.close()
             self._merged = None
@@ -158,7 +176,7 @@ class Tablet:
     def share_levels(self, other: Tablet) -> None:
         """Have the levels that the other has now."""
         self.level0, self.sorted_levels = list(other.level0), list(other.sorted_levels)
-        self._parts, self._merged = other._parts, other._merged
+        self._parts, self._tables, self._merged = other._parts, other._tables, other._merged
 
     @property
     def level0_files(self) -> int:
@@ -184,37 +202,11 @@ class Tablet:
 
     def _find_in_tables(self, key: bytes) -> tuple[bytes, int] | None:
         """(value, version)."""
-        found = self._row_in_tables(key)
+        found = self._tables.find(key)
         if found is None:
             return None
         columns, row = found
         kind = columns.kind(row)
         if kind == PUT or (kind == PUT_EXPIRING and columns.expiry(row) > self._clock()):
             return columns.values[row], columns.version(row)
-        return None
-
-    def _value_in_tables(self, key: bytes) -> bytes | None:
-        rows = self.rows
-        misses = 0 if rows is None else rows.blocks.misses
-        found = self._row_in_tables(key)
-        if found is None:
-            return None
-        columns, row = found
-        kind = columns.kind(row)
-        if kind == PUT:
-            value = columns.values[row]
-            # Only what was read before, not long ago: of reads all over the place nothing is kept.
-            if rows is not None and rows.blocks.misses == misses:
-                rows.hold(key, value)
-            return value
-        return columns.values[row] if kind == PUT_EXPIRING and columns.expiry(row) > self._clock() else None
-
-    def _row_in_tables(self, key: bytes) -> tuple[Columns, int] | None:
-        """The newest row of the key in the tables."""
-        if self._parts:
-            high, mask = probe(key)
-            for part in self._parts:
-                found = part.find_probed(key, high, mask)
-                if found is not None:
-                    return found
         return None

@@ -17,6 +17,7 @@ from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, JobResult, SegmentSpan
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.run_job import run
+from shardkv_node.engine.table_lookup import TableLookup
 from shardkv_node.engine.table_meta import TableMeta
 from tests.node.engine.crash_vfs import CrashVfs
 from tests.node.engine.tables import open_table, options, read_all, value_in, write_table
@@ -118,7 +119,7 @@ def test_a_flush_keeps_versions_and_splits_tables() -> None:
     assert all(meta.size < 15_000 for meta in metas)
     assert [meta.file_name for meta in metas] == vfs.list(TABLES)
     assert all(one.last_key < two.first_key for one, two in pairwise(metas))
-    found = open_table(vfs, f"{TABLES}/{metas[0].file_name}", metas[0]).find(b"k00007")
+    found = TableLookup([open_table(vfs, f"{TABLES}/{metas[0].file_name}", metas[0])]).find(b"k00007")
     assert found is not None
     assert found[0].version(found[1]) == make_version(1, 3001)
     assert metas[0].max_version == make_version(1, 3001)

@@ -5,43 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 
 from shardkv.errors import Corruption
-from shardkv_node.engine.block_cache import BlockCache
-from shardkv_node.engine.clipped_table import ClippedTable, view
 from shardkv_node.engine.merged_tables import BLOCKS_PER_STRETCH, MergedTables
-from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.table_reader import Table
 from tests.node.engine.crash_vfs import CrashVfs
-from tests.node.engine.tables import open_table, options, rows_of, write_table
-
-KEYS = [b"%04d" % n for n in range(1500)]
-Rows = dict[bytes, bytes | None]
-
-
-class World:
-    """Tables over one cache, and what a reader should see of them."""
-
-    def __init__(self, cache_bytes: int) -> None:
-        self.vfs = CrashVfs()
-        self.cache = BlockCache(cache_bytes)
-        self.rows: Rows = {}
-        self._tables = 0
-
-    def table(self, rows: Rows, *, start: bytes = b"", stop: bytes | None = None) -> Table | ClippedTable:
-        """A table of the rows, seen in [start, stop), newer than all tables made before."""
-        path = f"/{self._tables:06d}-00000000.sst"
-        self._tables += 1
-        meta = write_table(self.vfs, path, rows, options=options(block_bytes=128))
-        table = Table.open(self.vfs, path, meta, self.cache)
-        self.rows |= {key: value for key, value in rows.items() if key >= start and (stop is None or key < stop)}
-        return view(table, msgspec.structs.replace(meta, start=start, stop=stop))
-
-    def expected(self, start: bytes, stop: bytes | None) -> list[tuple[bytes, bytes | None]]:
-        wanted = sorted(key for key in self.rows if key >= start and (stop is None or key < stop))
-        return [(key, self.rows[key]) for key in wanted if self.rows[key] is not None]
+from tests.node.engine.tables import KEYS, TableWorld, open_table, overlapping_runs, rows_of, write_table
 
 
 def scan(merged: MergedTables, start: bytes, stop: bytes | None, *, reverse: bool) -> list[tuple[bytes, bytes | None]]:
@@ -50,31 +20,12 @@ def scan(merged: MergedTables, start: bytes, stop: bytes | None, *, reverse: boo
     return [(key, value) for key, value in rows if value is not None]
 
 
-def some_rows(rng: random.Random, count: int) -> Rows:
-    return {key: rng.randbytes(rng.randrange(40)) if rng.random() < 0.8 else None for key in rng.sample(KEYS, count)}
-
-
-def overlapping(world: World, rng: random.Random, *, clips: bool) -> MergedTables:
-    """A sorted level under three tables of level 0."""
-    bottom = some_rows(rng, 700)
-    thirds = [(b"", KEYS[500]), (KEYS[500], KEYS[1000]), (KEYS[1000], None)]
-    level = [
-        world.table({key: value for key, value in bottom.items() if low <= key and (high is None or key < high)})
-        if not clips
-        else world.table(bottom, start=low, stop=high)
-        for low, high in thirds
-    ]
-    young = [world.table(some_rows(rng, count)) for count in (300, 5)]
-    young.append(world.table(some_rows(rng, 200), start=KEYS[200], stop=KEYS[900]))
-    return MergedTables([SortedRun(level), *young], world.cache)
-
-
 @pytest.mark.parametrize("cache_bytes", [0, 30_000, 10_000_000])
 @pytest.mark.parametrize("clips", [False, True])
 def test_every_scan_gives_the_newest_rows_whatever_was_kept(cache_bytes: int, clips: bool) -> None:
     rng = random.Random(7)
-    world = World(cache_bytes)
-    merged = overlapping(world, rng, clips=clips)
+    world = TableWorld(cache_bytes)
+    merged = MergedTables(overlapping_runs(world, rng, clips=clips), world.cache)
     for turn in range(120):
         start, stop = sorted(rng.choices([b"", b"9", *KEYS, KEYS[7] + b"\0"], k=2))
         end = None if turn % 5 == 0 else stop
@@ -83,8 +34,8 @@ def test_every_scan_gives_the_newest_rows_whatever_was_kept(cache_bytes: int, cl
 
 
 def test_a_scan_over_what_was_scanned_before_reads_no_block_and_closing_gives_the_memory_back() -> None:
-    world = World(10_000_000)
-    merged = overlapping(world, random.Random(3), clips=False)
+    world = TableWorld(10_000_000)
+    merged = MergedTables(overlapping_runs(world, random.Random(3), clips=False), world.cache)
     for _ in range(2):
         scan(merged, b"", None, reverse=False)
     charged, misses = world.cache.charged_bytes, world.cache.misses
@@ -98,7 +49,7 @@ def test_a_scan_over_what_was_scanned_before_reads_no_block_and_closing_gives_th
 
 def test_no_chunk_is_larger_than_a_few_blocks_however_uneven_the_runs() -> None:
     """New keys behind all old ones, and a desert of deletes: no run alone may say where stretches end."""
-    world = World(10_000_000)
+    world = TableWorld(10_000_000)
     old = world.table(dict.fromkeys(KEYS[:900], b"v" * 20))
     new = world.table(dict.fromkeys(KEYS[900:], b"v" * 20))
     deletes = world.table(dict.fromkeys(KEYS[100:600]))
@@ -113,7 +64,7 @@ def test_no_chunk_is_larger_than_a_few_blocks_however_uneven_the_runs() -> None:
 
 
 def test_damage_is_told_by_each_scan_and_nothing_is_kept_of_it() -> None:
-    world = World(10_000_000)
+    world = TableWorld(10_000_000)
     one, two = world.table(dict.fromkeys(KEYS[:200], b"1")), world.table(dict.fromkeys(KEYS[100:300], b"2"))
     path = "/000001-00000000.sst"
     data = bytearray(world.vfs.read_all(path))

@@ -16,6 +16,7 @@ from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.columns import Columns
 from shardkv_node.engine.open_files import OpenFiles
 from shardkv_node.engine.sorted_run import SortedRun
+from shardkv_node.engine.table_lookup import TableLookup
 from shardkv_node.engine.table_reader import Table
 from shardkv_node.engine.table_writer import TableWriter
 from tests.node.engine.crash_vfs import CrashVfs
@@ -80,7 +81,7 @@ def test_versions_and_kinds_survive() -> None:
     meta = write_table(vfs, PATH, numbered(500), version=1 << 40)
     table = open_table(vfs, PATH, meta)
     for i in (0, 3, 499):
-        found = table.find(b"key%06d" % i)
+        found = TableLookup([table]).find(b"key%06d" % i)
         assert found is not None
         columns, row = found
         assert columns.version(row) == (1 << 40) + i
@@ -135,7 +136,7 @@ def test_damage_is_named_with_its_offset() -> None:
     damaged[3] ^= 1
     vfs.replace(PATH, bytes(damaged))
     with pytest.raises(Corruption) as caught:
-        open_table(vfs, PATH, meta).find(b"key000000")
+        TableLookup([open_table(vfs, PATH, meta)]).find(b"key000000")
     assert (caught.value.path, caught.value.offset) == (PATH, 0)
 
 
@@ -166,7 +167,7 @@ def test_blocks_that_changed_places_are_noticed() -> None:
     data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
     vfs.replace(PATH, bytes(data))
     with pytest.raises(Corruption):
-        open_table(vfs, PATH, meta).find(b"0005")
+        TableLookup([open_table(vfs, PATH, meta)]).find(b"0005")
 
 
 def test_a_newer_format_is_refused_with_advice() -> None:
@@ -208,7 +209,7 @@ def test_a_read_error_is_an_error_not_a_missing_key() -> None:
     table = open_table(vfs, PATH, write_table(vfs, PATH, numbered(60)))
     vfs.fail_at(vfs.operations + 1)
     with pytest.raises(StorageError):
-        table.find(b"key000001")
+        TableLookup([table]).find(b"key000001")
     assert value_in(table, b"key000001") == b"value 1 " * 3
 
 
@@ -220,8 +221,10 @@ def test_few_absent_keys_pass_the_filter() -> None:
     assert cache is not None
     lookups = 5000
     before = cache.hits + cache.misses
-    assert all(table.find(b"%08d" % n) is None for n in range(1, 2 * lookups, 2))
-    blocks_asked = cache.hits + cache.misses - before - lookups
+    lookup = TableLookup([table])
+    assert all(lookup.find(b"%08d" % n) is None for n in range(1, 2 * lookups, 2))
+    partitions_asked = len(table.partition_ends())
+    blocks_asked = cache.hits + cache.misses - before - partitions_asked
     assert blocks_asked < 0.04 * lookups
 
 
@@ -232,7 +235,7 @@ def test_the_cache_stays_inside_its_bytes() -> None:
     cache = BlockCache(50_000)
     table = Table.open(vfs, PATH, meta, cache)
     for key in rows:
-        table.find(key)
+        TableLookup([table]).find(key)
         assert cache.charged_bytes <= 50_000
     assert cache.charged_bytes > 40_000
     assert cache.hits > cache.misses
@@ -291,7 +294,7 @@ def test_a_sorted_run_is_one_source(keys: set[int], bounds: tuple[int, int]) -> 
     backwards = [key for chunk in run.chunks(start, stop, reverse=True) for key in chunk.keys[::-1]]
     assert backwards == wanted[::-1]
     for n in range(0, 201, 5):
-        assert (run.find(b"%04d" % n) is not None) == (n in keys)
+        assert (TableLookup([run]).find(b"%04d" % n) is not None) == (n in keys)
 
 
 # --- the worked examples in the format texts ---
