@@ -96,7 +96,9 @@ class Decompressor:
             return framed[1:]
         try:
             if codec == CODEC_LZ4:
-                return self._open_lz4(framed)
+                _check_raw_length(_U32.unpack_from(framed, 1)[0])
+                raw: bytes = lz4.block.decompress(memoryview(framed)[1:])
+                return raw
             if codec == CODEC_ZSTD:
                 return self._open_zstd(framed)
         except (lz4.block.LZ4BlockError, zstandard.ZstdError, ValueError, struct.error) as error:
@@ -104,11 +106,6 @@ class Decompressor:
                 "A block does not decompress", path=path, offset=offset, expected="valid data", got=error
             ) from error
         raise Corruption("Unknown block codec", path=path, offset=offset, expected="0, 1 or 2", got=codec)
-
-    def _open_lz4(self, framed: bytes) -> bytes:
-        _check_raw_length(_U32.unpack_from(framed, 1)[0])
-        raw: bytes = lz4.block.decompress(memoryview(framed)[1:])
-        return raw
 
     def _open_zstd(self, framed: bytes) -> bytes:
         body = memoryview(framed)[1:]

@@ -71,15 +71,19 @@ class BlockCache:
     def put(self, key: int, block: object, charge: int) -> None:
         """Hold the block. One larger than the whole cache is not held."""
         blocks = self._blocks
-        replaced = blocks.pop(key, None)
-        if replaced is not None:
-            self.charged_bytes -= replaced[1]
+        if key in blocks:
+            self.charged_bytes -= blocks.pop(key)[1]
             self._unlist(key)
         if charge > self.bytes_max:
             return
-        blocks[key] = (block, charge)
-        self._keys.setdefault(key & _BASE_MASK, set()).add(key)
-        self.charge(charge)
+        blocks[key] = block, charge
+        keys = self._keys.get(key & _BASE_MASK)
+        if keys is None:
+            keys = self._keys[key & _BASE_MASK] = set()
+        keys.add(key)
+        self.charged_bytes += charge
+        if self.charged_bytes > self.bytes_max:
+            self._evict()
 
     def reserve(self, size: int) -> bool:
         """Charge what its owner keeps until `release`. False: all together would be too much of the cache."""
@@ -97,16 +101,20 @@ class BlockCache:
     def charge(self, size: int) -> None:
         """Count so many bytes more, or fewer, as used; blocks go until all fits, the one used longest ago first."""
         self.charged_bytes += size
-        while self.charged_bytes > self.bytes_max and self._blocks:
-            oldest, held = self._blocks.popitem(last=False)
-            self.charged_bytes -= held[1]
-            self._unlist(oldest)
+        if self.charged_bytes > self.bytes_max:
+            self._evict()
 
     def forget(self, base: int) -> list[Any]:
         """Drop all blocks of the table with this base: its file is closed or gone. Returns them: freeing takes time."""
         dropped = [self._blocks.pop(key) for key in self._keys.pop(base, ())]
         self.charged_bytes -= sum(charge for _, charge in dropped)
         return dropped
+
+    def _evict(self) -> None:
+        while self.charged_bytes > self.bytes_max and self._blocks:
+            oldest, held = self._blocks.popitem(last=False)
+            self.charged_bytes -= held[1]
+            self._unlist(oldest)
 
     def _unlist(self, key: int) -> None:
         keys = self._keys[key & _BASE_MASK]

@@ -77,16 +77,15 @@ class Columns(msgspec.Struct, array_like=True, gc=False):
 
     def check(self) -> str | None:
         """What is wrong with the lengths of the columns, or None. Constant time; keys are not looked at."""
-        n = len(self.keys)
+        n, kinds, versions, expiries = len(self.keys), self.kinds, self.versions, self.expiries
         if len(self.values) != n:
             return f"{len(self.values)} values for {n} keys"
-        for name, column, width in (
-            ("kinds", self.kinds, 1),
-            ("versions", self.versions, 8),
-            ("expiries", self.expiries, 8),
-        ):
-            if not isinstance(column, int) and len(column) != width * n:
-                return f"{len(column)} bytes of {name} for {n} keys"
+        if not isinstance(kinds, int) and len(kinds) != n:
+            return f"{len(kinds)} bytes of kinds for {n} keys"
+        if not isinstance(versions, int) and len(versions) != 8 * n:
+            return f"{len(versions)} bytes of versions for {n} keys"
+        if not isinstance(expiries, int) and len(expiries) != 8 * n:
+            return f"{len(expiries)} bytes of expiries for {n} keys"
         return None
 
 
