@@ -41,7 +41,11 @@ class Reads(ABC):
         Does a few milliseconds of that work when there is some: call it again, with others served in between, until
         it returns True. A page read earlier is right too, but may take half a second.
         """
-        return all(memtable.feed_order() for number in tablets for memtable in self._tablet(number).memtables())
+        for number in tablets:
+            for memtable in self._tablet(number).memtables():
+                if not memtable.feed_order():
+                    return False
+        return True
 
     def scan_page(
         self,

@@ -10,7 +10,7 @@ Expiry is judged by the time of that moment, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from shardkv.errors import InvalidArgument, StoreClosed
 from shardkv_node.engine.dismantling import Dismantler
@@ -35,12 +35,11 @@ class TabletSnapshot(Tablet):
         for memtable in self._pinned:
             memtable.pins += 1
 
-    def memtables(self) -> Iterator[Memtable]:
-        yield from self._pinned
+    def memtables(self) -> list[Memtable]:
+        return self._pinned
 
-    def sources(self) -> Iterator[Source]:
-        yield from super().sources()
-        yield self._view
+    def sources(self) -> list[Source]:
+        return [*super().sources(), self._view] if self._pinned[-1] else super().sources()
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key did not exist."""

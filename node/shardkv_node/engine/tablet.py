@@ -129,20 +129,17 @@ class Tablet:
         found = self.get_versioned(key)
         return 0 if found is None else found[1]
 
-    def sources(self) -> Iterator[Source]:
+    def sources(self) -> list[Source]:
         """All parts that a scan merges, oldest first."""
-        if self._merged is not None:
-            yield self._merged
-        else:
-            yield from reversed(self._parts)
-        yield from filter(len, self.frozen)
+        found: list[Source] = [self._merged] if self._merged is not None else [*reversed(self._parts)]
+        found += [memtable for memtable in self.frozen if memtable]
         if self.active:
-            yield self.active
+            found.append(self.active)
+        return found
 
-    def memtables(self) -> Iterator[Memtable]:
+    def memtables(self) -> list[Memtable]:
         """Oldest first."""
-        yield from self.frozen
-        yield self.active
+        return [*self.frozen, self.active]
 
     @property
     def in_tables(self) -> bool:
