@@ -19,6 +19,8 @@ _INT_BYTES = 40
 
 RESERVED_SHARE = 4
 """One part of so many of the cache may be reserved."""
+ROOM_SHARE = 4
+"""There is room while at least one part of so many is free."""
 
 _OFFSET_BITS = 48
 _BASE_MASK = -1 << _OFFSET_BITS
@@ -53,6 +55,11 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    @property
+    def has_room(self) -> bool:
+        """Nothing has to go soon."""
+        return self.charged_bytes < self.bytes_max - self.bytes_max // ROOM_SHARE
+
     def new_base(self) -> int:
         """A base that no other table has; offsets are below 2**48."""
         self._next_base += 1 << _OFFSET_BITS
@@ -68,12 +75,18 @@ class BlockCache:
         self._blocks.move_to_end(key)
         return held[0]
 
+    def drop(self, key: int) -> None:
+        """Hold the block no more, if it is held."""
+        held = self._blocks.pop(key, None)
+        if held is not None:
+            self.charged_bytes -= held[1]
+            self._unlist(key)
+
     def put(self, key: int, block: object, charge: int) -> None:
         """Hold the block. One larger than the whole cache is not held."""
         blocks = self._blocks
         if key in blocks:
-            self.charged_bytes -= blocks.pop(key)[1]
-            self._unlist(key)
+            self.drop(key)
         if charge > self.bytes_max:
             return
         blocks[key] = block, charge

@@ -11,7 +11,10 @@ of the tablet. Where the cuts are:
 Invariants:
   - a stretch holds the newest row of each key. Deletes are left out, since nothing older is anywhere below these
     tables; but a desert of them stays, so that a page over it ends as soon as any page does;
-  - stretches are for scans only: their versions are not kept (0), and rows that expired are left to the reader.
+  - versions are not kept (0), and rows that expired are left to the reader.
+
+A stretch takes the place of the blocks it was made of, so that little is in the cache twice; a get looks for its key
+there, too.
 
 With a single run there is nothing to merge and nothing is kept: a scan reads its blocks.
 """
@@ -23,7 +26,7 @@ from collections.abc import Iterator, Sequence
 
 from shardkv_node.engine.block_cache import BlockCache, columns_charge, index_charge
 from shardkv_node.engine.clipped_table import ClippedTable
-from shardkv_node.engine.columns import NO_EXPIRY, PUT, Columns, concat
+from shardkv_node.engine.columns import DELETE, NO_EXPIRY, PUT, Columns, concat
 from shardkv_node.engine.merge import merge_newest, without_tombstones
 from shardkv_node.engine.sorted_run import SortedRun
 from shardkv_node.engine.table_reader import Table
@@ -39,19 +42,23 @@ _SEGMENT_BITS = 16
 _CUTS = (1 << _SEGMENT_BITS) - 1
 """In the place of a stretch: the ends of all stretches of the segment."""
 
+_NO_ROW = Columns([b""], DELETE, 0, NO_EXPIRY, [b""])
+
 Run = Table | ClippedTable | SortedRun
 
 
 class MergedTables:
     """A `Source`. Belongs to the owner of the store. `close` it when these are no more the tables of the tablet."""
 
-    __slots__ = ("_cache", "_cache_base", "_runs", "_segment_ends")
+    __slots__ = ("_cache", "_cache_base", "_runs", "_segment_ends", "any_kept")
 
     def __init__(self, runs: Sequence[Run], cache: BlockCache) -> None:
         """`runs`: oldest first, more than one."""
         self._runs = runs
         self._cache = cache
         self._cache_base = cache.new_base()
+        self.any_kept = False
+        """Whether `find` may find anything."""
         self._segment_ends: list[bytes] = sorted({end for run in runs for end in run.partition_ends()})
 
     def close(self) -> None:
@@ -70,6 +77,17 @@ class MergedTables:
                 yield columns
             elif first < end:
                 yield columns.slice(first, end)
+
+    def find(self, key: bytes) -> tuple[Columns, int] | None:
+        """The row of the key, or one of a delete if there is none, when its stretch is kept; else None. No version."""
+        segment = bisect_left(self._segment_ends, key)
+        base = self._cache_base + (segment << _SEGMENT_BITS)
+        ends: list[bytes] | None = self._cache.get(base + _CUTS)
+        columns: Columns | None = None if ends is None else self._cache.get(base + bisect_left(ends, key))
+        if columns is None:
+            return None
+        row = bisect_left(columns.keys, key)
+        return (columns, row) if row < len(columns.keys) and columns.keys[row] == key else (_NO_ROW, 0)
 
     def _forward(self, start: bytes, stop: bytes | None) -> Iterator[Columns]:
         """The stretches that may hold keys of [start, stop), ascending."""
@@ -148,7 +166,8 @@ class MergedTables:
         return columns if self._cache.misses != misses else self._make(segment, ends, number, number + 1)[0]
 
     def _make(self, segment: int, ends: list[bytes], low: int, high: int) -> list[Columns]:
-        """Merge and keep the stretches [low, high) of a segment. Their blocks need not be kept beside them."""
+        """Merge and keep the stretches [low, high) of a segment, and let their blocks go: gets look here too."""
+        self.any_kept = True
         merged = self._read(self._start_of(segment, ends, low), ends[high - 1] + b"\0", hold=False)
         place = self._cache_base + (segment << _SEGMENT_BITS)
         made, first = [], 0

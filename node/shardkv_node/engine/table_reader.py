@@ -173,7 +173,10 @@ class Table:
         return (columns, row) if keys[row] == key else None
 
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool, hold: bool = True) -> Iterator[Columns]:
-        """The rows with keys in [start, stop), a block at a time; see `Source`. `hold`: have the cache keep them."""
+        """The rows with keys in [start, stop), a block at a time; see `Source`.
+
+        `hold`: have the cache keep the blocks; without it, the cache lets go of those that end before `stop`.
+        """
         last_keys = self._last_keys
         low = bisect_left(last_keys, start)
         # The first partition whose last key is >= stop may still hold keys below it; none after it does.
@@ -282,7 +285,10 @@ class Table:
             return
         blocks = range(low, high)
         for block in reversed(blocks) if reverse else blocks:
-            yield self._data_block(partition.offsets[block], partition.sizes[block], hold=hold)
+            offset = partition.offsets[block]
+            yield self._data_block(offset, partition.sizes[block], hold=hold)
+            if not hold and stop is not None and last_keys[block] < stop:
+                self._cache.drop(self._cache_base + offset)
 
     def _read_partition(self, number: int) -> Partition:
         offset = self._offsets[number]

@@ -78,16 +78,19 @@ class Tablet:
             cell = self._cell(key)
         if cell is not None:
             return cell_value(cell, self._clock)
+        merged = self._merged
+        found = merged.find(key) if merged is not None and merged.any_kept else None
         misses = 0 if rows is None else rows.blocks.misses
-        found = self._tables.find(key)
         if found is None:
-            return None
+            found = self._tables.find(key)
+            if found is None:
+                return None
         columns, row = found
         kind = columns.kind(row)
         if kind == PUT:
             value = columns.values[row]
-            # Only what was read before, not long ago: of reads all over the place nothing is kept.
-            if rows is not None and rows.blocks.misses == misses:
+            # Read before, not long ago, or there is room: else of reads all over the place nothing is kept.
+            if rows is not None and (rows.blocks.misses == misses or rows.blocks.has_room):
                 rows.hold(key, value)
             return value
         return columns.values[row] if kind == PUT_EXPIRING and columns.expiry(row) > self._clock() else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from shardkv.errors import Corruption
+from shardkv_node.engine.columns import DELETE
 from shardkv_node.engine.merged_tables import BLOCKS_PER_STRETCH, MergedTables
 from shardkv_node.engine.table_reader import Table
 from tests.node.engine.crash_vfs import CrashVfs
@@ -36,7 +37,7 @@ def test_every_scan_gives_the_newest_rows_whatever_was_kept(cache_bytes: int, cl
 def test_a_scan_over_what_was_scanned_before_reads_no_block_and_closing_gives_the_memory_back() -> None:
     world = TableWorld(10_000_000)
     merged = MergedTables(overlapping_runs(world, random.Random(3), clips=False), world.cache)
-    for _ in range(2):
+    for _ in range(3):
         scan(merged, b"", None, reverse=False)
     charged, misses = world.cache.charged_bytes, world.cache.misses
     for reverse in (False, True):
@@ -45,6 +46,27 @@ def test_a_scan_over_what_was_scanned_before_reads_no_block_and_closing_gives_th
     merged.close()
     assert world.cache.charged_bytes < charged
     assert scan(merged, b"", None, reverse=False) == world.expected(b"", None)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 30_000, 10_000_000])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_key_is_found_in_what_scans_kept_or_not_known_there(cache_bytes: int, clips: bool) -> None:
+    rng = random.Random(13)
+    world = TableWorld(cache_bytes)
+    merged = MergedTables(overlapping_runs(world, rng, clips=clips), world.cache)
+    assert not any(map(merged.find, KEYS))
+    known = 0
+    for turn in range(40):
+        start, stop = sorted(rng.choices(KEYS, k=2))
+        scan(merged, start, stop, reverse=turn % 2 == 1)
+        for key in [*rng.sample(KEYS, 100), b"", KEYS[5] + b"x", b"9"]:
+            found = merged.find(key)
+            if found is not None:
+                known += 1
+                columns, row = found
+                value = None if columns.kind(row) == DELETE else columns.values[row]
+                assert value == world.rows.get(key)
+    assert (known > 0) == (cache_bytes > 0)
 
 
 def test_no_chunk_is_larger_than_a_few_blocks_however_uneven_the_runs() -> None:

@@ -67,6 +67,33 @@ def test_random_writes_and_reads_under_a_small_cache_agree_with_a_dict(durabilit
     engine.close()
 
 
+def test_random_writes_scans_and_reads_agree_with_a_dict_whatever_a_scan_kept() -> None:
+    """Over several tables, so that scans keep merged rows and gets find theirs in them."""
+    engine = open_engine(CrashVfs(), block_cache_bytes=200_000, memtable_bytes_max=20_000, block_bytes=128)
+    rng = random.Random(6)
+    model: dict[bytes, bytes] = {}
+    keys = [b"%04d" % n for n in range(600)]
+    for turn in range(3000):
+        key = rng.choice(keys)
+        kind = rng.random()
+        if kind < 0.3:
+            model[key] = rng.randbytes(rng.randrange(60))
+            engine.put(key, model[key])
+        elif kind < 0.4:
+            model.pop(key, None)
+            engine.delete(key)
+        elif kind < 0.6:
+            rows = engine.scan(key, limit=30, reverse=turn % 2 == 1) if turn % 3 else engine.scan(key)
+            wanted = sorted(other for other in model if other >= key)
+            wanted = wanted[::-1][:30] if turn % 3 and turn % 2 else wanted[:30] if turn % 3 else wanted
+            assert list(rows) == [(other, model[other]) for other in wanted]
+        else:
+            assert engine.get(key) == model.get(key)
+        assert engine.stats()["cache_bytes"] <= 200_000
+    assert engine.stats()["flushes"] > 5
+    engine.close()
+
+
 def test_a_snapshot_and_the_engine_do_not_share_rows() -> None:
     engine = open_engine(CrashVfs())
     engine.put_many({"a": "1", "b": "1"})
