@@ -157,13 +157,13 @@ class MergedTables:
     def _glance(self, segment: int, ends: list[bytes], number: int, start: bytes, stop: bytes | None) -> Columns:
         """The rows of a stretch with keys in [start, stop), or all of them.
 
-        Made into a stretch only if all its blocks were held, so read before, not long ago: of short scans all over the
-        place nothing but the blocks is kept.
+        Made into a stretch only if its blocks were held, but for one at most, so read before, not long ago: of short
+        scans all over the place nothing but the blocks is kept.
         """
         misses = self._cache.misses
         low, high = self._start_of(segment, ends, number), ends[number] + b"\0"
         columns = self._read(max(low, start), high if stop is None else min(high, stop), hold=True)
-        return columns if self._cache.misses != misses else self._make(segment, ends, number, number + 1)[0]
+        return columns if self._cache.misses > misses + 1 else self._make(segment, ends, number, number + 1)[0]
 
     def _make(self, segment: int, ends: list[bytes], low: int, high: int) -> list[Columns]:
         """Merge and keep the stretches [low, high) of a segment, and let their blocks go: gets look here too."""
