@@ -33,8 +33,8 @@ from shardkv_node.engine.table_reader import Table
 
 BLOCKS_PER_STRETCH = 2
 SHORT_STEPS = 2
-"""A scan takes so many stretches one at a time, then 4 at once, 8..."""
-STEPS_MOST = 4
+"""A scan that finds nothing kept takes so many stretches one at a time, then makes 2 at once, 4..."""
+STEPS_MOST = 5
 """...up to 16."""
 DELETES_SHARE = 2
 """Deletes stay where they are at least one of so many rows."""
@@ -101,12 +101,13 @@ class MergedTables:
                 if columns is not None:
                     yield columns
                     number += 1
+                    steps = max(steps, SHORT_STEPS)
                 elif steps < SHORT_STEPS:
                     yield self._glance(segment, ends, number, start, stop)
                     number += 1
                     steps += 1
                 else:
-                    made = self._make(segment, ends, number, min(number + (1 << steps), len(ends)))
+                    made = self._make(segment, ends, number, min(number + (1 << (steps - 1)), len(ends)))
                     yield from made
                     number += len(made)
                     steps = min(steps + 1, STEPS_MOST)
@@ -128,12 +129,13 @@ class MergedTables:
                 if columns is not None:
                     yield columns
                     number -= 1
+                    steps = max(steps, SHORT_STEPS)
                 elif steps < SHORT_STEPS:
                     number -= 1
                     steps += 1
                     yield self._glance(segment, ends, number, start, stop)
                 else:
-                    made = self._make(segment, ends, max(number - (1 << steps), 0), number)
+                    made = self._make(segment, ends, max(number - (1 << (steps - 1)), 0), number)
                     yield from reversed(made)
                     number -= len(made)
                     steps = min(steps + 1, STEPS_MOST)
