@@ -60,6 +60,10 @@ class BlockCache:
         """Nothing has to go soon."""
         return self.charged_bytes < self.bytes_max - self.bytes_max // ROOM_SHARE
 
+    def __contains__(self, key: int) -> bool:
+        """Whether the block is held; that is no use of it."""
+        return key in self._blocks
+
     def new_base(self) -> int:
         """A base that no other table has; offsets are below 2**48."""
         self._next_base += 1 << _OFFSET_BITS

@@ -107,7 +107,7 @@ class MergedTables:
                     number += 1
                     steps += 1
                 else:
-                    made = self._make(segment, ends, number, min(number + (1 << (steps - 1)), len(ends)))
+                    made = self._make(segment, ends, number, self._gap_end(base, number, steps, len(ends)))
                     yield from made
                     number += len(made)
                     steps = min(steps + 1, STEPS_MOST)
@@ -135,10 +135,20 @@ class MergedTables:
                     steps += 1
                     yield self._glance(segment, ends, number, start, stop)
                 else:
-                    made = self._make(segment, ends, max(number - (1 << (steps - 1)), 0), number)
+                    made = self._make(segment, ends, self._gap_start(base, number, steps), number)
                     yield from reversed(made)
                     number -= len(made)
                     steps = min(steps + 1, STEPS_MOST)
+
+    def _gap_end(self, base: int, number: int, steps: int, last: int) -> int:
+        """Where the stretches to be made now end, the first being this one: before one that is kept."""
+        wanted = range(number + 1, min(number + (1 << (steps - 1)), last))
+        return next((other for other in wanted if base + other in self._cache), wanted.stop)
+
+    def _gap_start(self, base: int, number: int, steps: int) -> int:
+        """Where the stretches to be made now start, the last being the one before this: after one that is kept."""
+        wanted = range(number - 2, max(number - (1 << (steps - 1)), 0) - 1, -1)
+        return next((other + 1 for other in wanted if base + other in self._cache), wanted.stop + 1)
 
     def _start_of(self, segment: int, ends: list[bytes], number: int) -> bytes:
         if number:
