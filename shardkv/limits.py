@@ -30,7 +30,10 @@ class Limits:
     operations_max: int = 10_000
     """Most keys or operations in one request."""
     requests_in_flight_max: int = 4_096
-    """Most unanswered requests of one connection; past it the socket is not read."""
+    """Most unanswered requests of one connection of a router or node; past it the socket is not read."""
+    client_requests_in_flight_max: int = 1_024
+    """The same for a client's connection. Those of all clients meet on a router's connection to a node, in line: it is
+    how many of another's requests a client may find before its own."""
     bytes_in_flight_max: int = 64 * MIB
     """Most bytes of unanswered requests of one connection; past it the socket is not read."""
     process_requests_in_flight_max: int = 65_536

@@ -214,6 +214,7 @@ class Connection(asyncio.Protocol):
         self._flush_due = False
         self._reading = True
         self._writable = True
+        self._requests_max = limits.requests_in_flight_max
         self._stretch = STRETCH
         self._frames_taken = 0
         self._sent_bytes = 0
@@ -330,28 +331,40 @@ class Connection(asyncio.Protocol):
         check_hello(me, hello)
         self.peer = hello
         self._decoder.body_bytes_max = self._limits.frame_bytes_max
+        if hello.role == "client":
+            self._requests_max = min(self._requests_max, self._limits.client_requests_in_flight_max)
         if hello.ordered:
             self._order = KeyOrder()
         self._answer(Reply(request.id, OK, me.hello(ordered=hello.ordered)))
 
     def _work(self) -> None:
-        """Hand over what came as far as the limits and this connection's turn allow, and read on accordingly."""
+        """Hand over what came as far as the limits and this connection's turn allow, send what was answered at once,
+        and read on accordingly."""
         crowded = self._server.admission.crowded and self is not self._server.finishing
         self._refusal = self._server.admission.refusal_of(self.load()) if crowded else None
+        flush_due, self._flush_due = self._flush_due, True
         try:
-            now = monotonic()
-            turn_ends_at = now + TURN_S
-            while self._work_through(self._stretch):
-                began, now = now, monotonic()
-                self._stretch = STRETCH if now - began < QUICK_S else 1
-                if now >= turn_ends_at:
-                    self._work_again()
-                    break
+            turn_over = self._take_turn()
         except RemoteProtocolError as error:
             self._refuse(error)
             return
         self._server.service.on_batch_end(self)
+        self._flush()
+        self._flush_due = flush_due
+        if turn_over:
+            self._work_again()
         self._adjust_reading()
+
+    def _take_turn(self) -> bool:
+        """Begin requests; True: the time for them is over, and there may be more."""
+        now = monotonic()
+        ends_at = now + TURN_S
+        while self._work_through(self._stretch):
+            began, now = now, monotonic()
+            self._stretch = STRETCH if now - began < QUICK_S else 1
+            if now >= ends_at:
+                return True
+        return False
 
     def _work_through(self, count: int) -> bool:
         """Take up to `count` frames and requests; False: no more of them can be begun now."""
@@ -484,7 +497,7 @@ class Connection(asyncio.Protocol):
         """Whether the peer has too much unanswered or unread. `scale` 2: more than half of it."""
         return (
             not self._writable
-            or len(self._open) * scale >= self._limits.requests_in_flight_max
+            or len(self._open) * scale >= self._requests_max
             or self._open_bytes * scale >= self._limits.bytes_in_flight_max
             or (
                 len(self._open) * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max

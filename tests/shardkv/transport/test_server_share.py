@@ -12,6 +12,7 @@ from shardkv.transport import farewell
 from shardkv.transport import server as server_module
 from shardkv.transport.server import Connection
 from shardkv.wire.frame import encode_frame
+from shardkv.wire.hello import Identity
 from shardkv.wire.messages import (
     ERROR,
     FRAME_REQUESTS_MAX,
@@ -65,6 +66,23 @@ def test_a_flood_is_worked_in_turns_with_the_others(frames: int) -> None:
         assert done - began < 200, "the other waited for the flood's end"
         for _ in requests:
             assert (await flood.reply()).status == OK
+        await server.drain(grace_s=0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("role", "begun"), [("client", 20), ("router", 50)])
+def test_a_client_has_fewer_at_work_at_once_than_a_router(role: str, begun: int) -> None:
+    async def main() -> None:
+        server, service, first = await serve(Limits(client_requests_in_flight_max=20))
+        peer = Raw(first.port)
+        peer.reader, peer.writer = await asyncio.open_connection("127.0.0.1", first.port)
+        peer.send(Request(0, Op.HELLO, 0, None, None, None, raw(Identity(role, "r").hello())))
+        assert (await peer.reply()).status == OK
+        peer.send(*many(Op.META_READ, range(1, 51)))
+        await until(lambda: len(service.held) == begun)
+        await asyncio.sleep(0.02)
+        assert len(service.held) == begun
         await server.drain(grace_s=0)
 
     asyncio.run(main())
