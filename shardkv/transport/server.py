@@ -568,6 +568,8 @@ class Connection(asyncio.Protocol):
             self._refuse(RemoteProtocolError(f"A frame was not complete within {limits.frame_timeout_ms} ms."))
         elif not self._open and (now - self._heard_at) * 1000 > limits.idle_timeout_ms:
             self.close()
+        elif not self._open:
+            self._open = {}  # a dict never shrinks, and thousands of connections may have been busy once
         for request_id in [number for number, (_, end, _) in self._open.items() if end is not None and end < now]:
             self._give_up(request_id)
 

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def places(tree: Any, path: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
 @st.composite
 def restructured(draw: st.DrawFn, trees: st.SearchStrategy[list[Any]]) -> bytes:
     """A structure with one to three of its parts replaced, left out or doubled."""
-    tree = draw(trees)
+    tree = deepcopy(draw(trees))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(tree) or [(0,)]))
         parent: Any = tree
@@ -132,11 +133,11 @@ def restructured(draw: st.DrawFn, trees: st.SearchStrategy[list[Any]]) -> bytes:
             break
         match draw(st.sampled_from(["replace", "drop", "double", "wrap"])):
             case "replace":
-                parent[path[-1]] = draw(scalars)
+                parent[path[-1]] = deepcopy(draw(scalars))
             case "drop":
                 del parent[path[-1]]
             case "double":
-                parent.insert(path[-1], parent[path[-1]])
+                parent.insert(path[-1], deepcopy(parent[path[-1]]))
             case "wrap":
                 parent[path[-1]] = [parent[path[-1]]]
     return encode(tree)

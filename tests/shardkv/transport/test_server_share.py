@@ -10,8 +10,9 @@ import pytest
 from shardkv.limits import MIB, Limits
 from shardkv.transport import farewell
 from shardkv.transport import server as server_module
+from shardkv.transport.outbox import encode_frames
 from shardkv.transport.server import Connection
-from shardkv.wire.frame import encode_frame
+from shardkv.wire.frame import FrameDecoder, encode_frame
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import (
     ERROR,
@@ -19,6 +20,7 @@ from shardkv.wire.messages import (
     OK,
     Op,
     Request,
+    decode_requests,
     encode_batch,
     raw,
     reply_error,
@@ -102,6 +104,13 @@ def test_a_frame_of_too_many_requests_is_refused_before_it_is_decoded() -> None:
         await server.drain(grace_s=0)
 
     asyncio.run(main())
+
+
+def test_a_peer_sends_no_frame_of_too_many_requests() -> None:
+    requests = many(Op.PING, range(1, 3 * FRAME_REQUESTS_MAX))
+    frames = encode_frames(0, list(requests), 100 * MIB)
+    decoded = [decode_requests(body)[1] for each in frames for body in FrameDecoder(MIB).feed(each)]
+    assert [request.id for batch in decoded for request in batch] == [request.id for request in requests]
 
 
 def test_a_full_process_refuses_those_who_fill_it_and_serves_the_others() -> None:
