@@ -63,6 +63,9 @@ CONTEXTS_MAX = 1024
 """Most contexts one connection may register."""
 DEADLINE_MS_MAX = 24 * 3600 * 1000
 """A longer deadline counts as this one."""
+CLIENT_SHARE = 4
+"""A client may have so many times fewer bytes of replies to come than a router: what it asked for comes in line before
+what others ask of the same node."""
 OPEN_AT_FIRST = 64
 """How many requests may be open before the connection's first replies have shown how large its replies are."""
 
@@ -215,6 +218,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._writable = True
         self._requests_max = limits.requests_in_flight_max
+        self._reply_bytes_max = limits.bytes_in_flight_max
         self._stretch = STRETCH
         self._frames_taken = 0
         self._sent_bytes = 0
@@ -333,6 +337,7 @@ class Connection(asyncio.Protocol):
         self._decoder.body_bytes_max = self._limits.frame_bytes_max
         if hello.role == "client":
             self._requests_max = min(self._requests_max, self._limits.client_requests_in_flight_max)
+            self._reply_bytes_max //= CLIENT_SHARE
         if hello.ordered:
             self._order = KeyOrder()
         self._answer(Reply(request.id, OK, me.hello(ordered=hello.ordered)))
@@ -500,8 +505,8 @@ class Connection(asyncio.Protocol):
             or len(self._open) * scale >= self._requests_max
             or self._open_bytes * scale >= self._limits.bytes_in_flight_max
             or (
-                len(self._open) * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max
-                and self._answers_to_come() * self._reply_bytes_usual * scale >= self._limits.bytes_in_flight_max
+                len(self._open) * self._reply_bytes_usual * scale >= self._reply_bytes_max
+                and self._answers_to_come() * self._reply_bytes_usual * scale >= self._reply_bytes_max
             )
         )
 

@@ -44,10 +44,9 @@ def frame(requests: list[Request]) -> bytes:
 class Wire:
     """A raw connection; `ask` is one round trip, `flood` sends frames and reads replies at the same time."""
 
-    def __init__(self, address: str, *, node: bool) -> None:
-        host, _, port = address.rpartition(":")
+    def __init__(self, address: tuple[str, int], *, node: bool) -> None:
         self._node = node
-        self.socket = socket.create_connection((host, int(port)), timeout=60)
+        self.socket = socket.create_connection(address, timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._answers = self.socket.makefile("rb", buffering=1 << 20)
         self.socket.sendall(frame([Request(0, Op.HELLO, 0, None, None, None, raw(Identity("client", "x").hello()))]))
@@ -94,7 +93,7 @@ def quantiles(latencies_s: list[float]) -> dict[str, float]:
 
 
 def one_case(world: ClusterWorld, name: str, op: Op, requests: int, value: bytes) -> dict[str, Any]:
-    address = world.records()[name]["address"]
+    address = world.address_of(name)
     node = name.startswith("node")
     flood, other = Wire(address, node=node), Wire(address, node=node)
     numbers = range(1, requests + 1)

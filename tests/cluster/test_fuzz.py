@@ -200,11 +200,6 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
 # What must hold
 
 
-def address(world: ClusterWorld, name: str) -> tuple[str, int]:
-    host, _, port = world.records()[name]["address"].rpartition(":")
-    return host, int(port)
-
-
 def converse(where: tuple[str, int], writes: list[bytes]) -> None:
     """Send the writes, hang up, read to the end, and judge what came."""
     heard = bytearray()
@@ -227,7 +222,7 @@ class Victim:
     """A process under attack, with a well-behaved client beside it."""
 
     def __init__(self, world: ClusterWorld, name: str) -> None:
-        self._where = address(world, name)
+        self._where = world.address_of(name)
         self._process = psutil.Process(world.pid(name))
         self._db = world.client(timeout=10)
         self._logs = sorted((world.data_dir / "logs").glob("*.log"))

@@ -42,16 +42,13 @@ def answers(peer: socket.socket, count: int) -> None:
 @pytest.mark.parametrize("name", ["node-1", "router-1"])
 def test_two_thousand_idle_connections_cost_little(world: ClusterWorld, name: str, burst: int) -> None:
     """Idle from the start, and idle after each, one after the other, had a hundred writes unanswered at once."""
-    process = psutil.Process(world.pid(name))
-    host, _, port = world.records()[name]["address"].rpartition(":")
+    process, address = psutil.Process(world.pid(name)), world.address_of(name)
     where = (1, 1) if name == "node-1" else (None, None)
     payload = raw(Write(None, None, 1, [b"idle"], [b""], False))
     puts = framed(encode_batch(1, [Request(n, Op.WRITE, 0, *where, None, payload) for n in range(1, burst + 1)]))
     before = process.memory_info().rss
     with contextlib.ExitStack() as stack:
-        peers = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(CONNECTIONS)
-        ]
+        peers = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(CONNECTIONS)]
         for peer in peers:
             peer.sendall(GREETING)
         for peer in peers:

@@ -30,9 +30,8 @@ class Pipeline:
     """A raw connection on which everything is sent at once."""
 
     def __init__(self, world: ClusterWorld, name: str, *, ordered: bool) -> None:
-        host, _, port = world.records()[name]["address"].rpartition(":")
         self._where = (SHARD, EPOCH) if name.startswith("node") else (None, None)
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._socket = socket.create_connection(world.address_of(name), timeout=20)
         self._answers = self._socket.makefile("rb")
         greeting = raw(Identity("client", "pipeline").hello(ordered=ordered))
         self._send([Request(0, Op.HELLO, 0, None, None, None, greeting)])

@@ -97,6 +97,12 @@ class ClusterWorld:
         pid: int = self.records()[name]["pid"]
         return pid
 
+    def address_of(self, name: str) -> tuple[str, int]:
+        """Host and port of a process's own, as soon as the launcher knows it."""
+        until(lambda: self.records()[name]["address"], what=f"the address of {name}")
+        host, _, port = self.records()[name]["address"].rpartition(":")
+        return host, int(port)
+
     def kill(self, *names: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to processes by name; `launcher` is one of them."""
         pids = [self._launcher.pid if name == "launcher" and self._launcher else self.pid(name) for name in names]

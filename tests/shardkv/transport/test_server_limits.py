@@ -60,10 +60,10 @@ def test_a_peer_that_reads_late_is_served_no_faster_than_it_reads() -> None:
 def test_a_peer_that_leaves_too_much_unread_is_closed() -> None:
     async def main() -> None:
         server, service, client = await serve(Limits(output_bytes_max=MIB, frame_bytes_max=MIB))
-        client.send(*(asked(Op.META_READ, request_id=number) for number in range(1, 61)))
-        await until(lambda: len(service.held) == 60)
+        client.send(*(asked(Op.META_READ, request_id=number) for number in range(1, 16)))
+        await until(lambda: len(service.held) == 15)
         for connection, request_id in service.held:
-            connection.reply(request_id, b"x" * 200_000, size_bytes=200_000)
+            connection.reply(request_id, b"x" * 800_000, size_bytes=800_000)
         await until(lambda: service.closed)
         await server.drain(grace_s=0)
 

@@ -73,10 +73,10 @@ def test_a_flood_is_worked_in_turns_with_the_others(frames: int) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("role", "begun"), [("client", 20), ("router", 50)])
+@pytest.mark.parametrize(("role", "begun"), [("client", 10), ("router", 50)])
 def test_a_client_has_fewer_at_work_at_once_than_a_router(role: str, begun: int) -> None:
     async def main() -> None:
-        server, service, first = await serve(Limits(client_requests_in_flight_max=20))
+        server, service, first = await serve(Limits(client_requests_in_flight_max=10))
         peer = Raw(first.port)
         peer.reader, peer.writer = await asyncio.open_connection("127.0.0.1", first.port)
         peer.send(Request(0, Op.HELLO, 0, None, None, None, raw(Identity(role, "r").hello())))
@@ -115,10 +115,10 @@ def test_a_peer_sends_no_frame_of_too_many_requests() -> None:
 
 def test_a_full_process_refuses_those_who_fill_it_and_serves_the_others() -> None:
     async def main() -> None:
-        server, service, flood = await serve(Limits(process_requests_in_flight_max=20))
+        server, service, flood = await serve(Limits(process_requests_in_flight_max=10))
         modest = Raw(flood.port)
         await modest.connect()
-        flood.send(*many(Op.META_READ, range(1, 26)))
+        flood.send(*many(Op.META_READ, range(1, 16)))
         await until(lambda: server.admission.crowded)
         flood.send(asked(Op.META_READ, request_id=99))
         refused = await flood.reply()
@@ -129,7 +129,7 @@ def test_a_full_process_refuses_those_who_fill_it_and_serves_the_others() -> Non
         assert (await modest.reply()).status == OK
         for connection, request_id in service.held:
             connection.reply(request_id, None)
-        for _ in range(25):
+        for _ in range(15):
             assert (await flood.reply()).status == OK
         await until(lambda: not server.admission.crowded)
         flood.send(asked(Op.PING, request_id=99))
@@ -203,10 +203,10 @@ def test_who_takes_nothing_of_what_waits_for_it_is_cut_off() -> None:
         server, service, client = await serve(Limits(output_timeout_ms=150, frame_bytes_max=MIB))
         transport = client.writer.transport
         transport.pause_reading()  # type: ignore[attr-defined]
-        client.send(*many(Op.META_READ, range(1, 61)))
-        await until(lambda: len(service.held) == 60)
+        client.send(*many(Op.META_READ, range(1, 16)))
+        await until(lambda: len(service.held) == 15)
         for connection, request_id in service.held:
-            connection.reply(request_id, bytes(200_000), size_bytes=200_000)
+            connection.reply(request_id, bytes(800_000), size_bytes=800_000)
         await until(lambda: service.closed)
         await server.drain(grace_s=0)
 
@@ -219,10 +219,10 @@ def test_a_refused_peer_that_does_not_read_why_is_not_kept(monkeypatch: pytest.M
     async def main() -> None:
         server, service, client = await serve(Limits(frame_bytes_max=MIB))
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        client.send(*many(Op.META_READ, range(1, 61)))
-        await until(lambda: len(service.held) == 60)
+        client.send(*many(Op.META_READ, range(1, 16)))
+        await until(lambda: len(service.held) == 15)
         for connection, request_id in service.held:
-            connection.reply(request_id, bytes(200_000), size_bytes=200_000)
+            connection.reply(request_id, bytes(800_000), size_bytes=800_000)
         client.writer.write(b"\xff\xff\xff\xff" + bytes(100))
         await until(lambda: server.lingering)
         assert not server.connections
@@ -256,10 +256,10 @@ def test_replies_nobody_reads_are_bounded_for_the_process_too() -> None:
             await client.connect()
         for client in clients:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            client.send(*many(Op.META_READ, range(1, 61)))
-        await until(lambda: len(service.held) == 360)
+            client.send(*many(Op.META_READ, range(1, 16)))
+        await until(lambda: len(service.held) == 90)
         for connection, request_id in service.held:
-            connection.reply(request_id, bytes(200_000), size_bytes=200_000)
+            connection.reply(request_id, bytes(800_000), size_bytes=800_000)
         await until(lambda: service.closed and not server.admission.unread_too_much)
         assert server.connections
         await server.drain(grace_s=0)
