@@ -8,6 +8,7 @@ Sizes of keys and values are checked by `shardkv.wire.checks`, not here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
@@ -391,6 +392,17 @@ decode_meta_txn = PayloadDecoder(MetaTxn)
 decode_meta_txn_reply = PayloadDecoder(MetaTxnReply)
 decode_meta_watch = PayloadDecoder(MetaWatch)
 decode_meta_entries = PayloadDecoder(MetaEntries)
+
+
+_reads_decoder: msgspec.msgpack.Decoder[list[Read]] = msgspec.msgpack.Decoder(list[Read])
+
+
+def decode_reads(payloads: Sequence[msgspec.Raw]) -> list[Read] | None:
+    """The payloads of up to 65,535 reads, decoded in one go; None when one of them is malformed."""
+    try:
+        return _reads_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
+    except UNDECODABLE:
+        return None
 
 
 def decode_any(payload: msgspec.Raw) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,9 @@ from shardkv_node.engine.options import Options
 from shardkv_node.process import NodeProcess, NodeSettings
 from tests.shardkv.metadata.world import MetaWorld, meta_client, meta_world
 
+Question = tuple[object, int, int]
+"""A read's message, shard and epoch."""
+
 
 class World:
     def __init__(self, meta: MetaWorld, node: NodeProcess) -> None:
@@ -63,6 +66,21 @@ class World:
             reply = await answer
             assert isinstance(reply, RawReply)
             return reply
+        finally:
+            await peer.close()
+
+    async def ask_all(self, questions: Sequence[Question]) -> list[RawReply]:
+        """The replies to reads that leave in one frame."""
+        port = self.node._server._listeners[0].sockets[0].getsockname()[1]
+        peer = Peer([f"127.0.0.1:{port}"], me=lambda: Identity("router", "r"))
+        peer.start()
+        try:
+            await peer.wait_connected(5)
+            loop = asyncio.get_running_loop()
+            answers: list[asyncio.Future[RawReply]] = [loop.create_future() for _ in questions]
+            for answer, (message, shard, epoch) in zip(answers, questions, strict=True):
+                peer.send(Op.READ, raw(message), on_reply=answer.set_result, shard=shard, epoch=epoch)  # type: ignore[arg-type]
+            return await asyncio.gather(*answers)
         finally:
             await peer.close()
 
@@ -104,6 +122,29 @@ def test_only_what_is_owned_at_exactly_its_epoch_is_served(tmp_path: Path) -> No
                 for shard, epoch, error in ((1, 2, StaleEpoch), (1, 0, StaleEpoch), (9, 1, WrongShard)):
                     reply = await world.ask(op, message, shard=shard, epoch=epoch)
                     assert isinstance(reply_error(reply.payload), error)
+
+    asyncio.run(main())
+
+
+def test_reads_that_arrive_together_are_answered_as_each_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_world(tmp_path) as world:
+            await world.serving()
+            keys = [b"k%d" % number for number in range(40)]
+            for key in keys[:30]:
+                await world.ask(Op.WRITE, Write(None, None, 1, [key], [key * 3], False), shard=1, epoch=1)
+            plain: list[Question] = [(Read([key]), 1, 1) for key in keys]
+            odd: list[Question] = [
+                (Read(keys), 1, 1), (Read([b"k1"], True), 1, 1), (Read([]), 1, 1), (Read([b""]), 1, 1),
+                (Read([b"k" * 100_000]), 1, 1), (Read([b"k1"]), 9, 1), (Read([b"k1"]), 1, 2), (7, 1, 1), (["k1"], 1, 1),
+            ]  # fmt: skip
+            for place, question in enumerate(odd):
+                asked = [*plain[: 4 * place], question, *plain[4 * place :]]
+                alone = [await world.ask_all([one]) for one in asked]
+                together = await world.ask_all(asked)
+                assert [(reply.status, bytes(reply.payload)) for reply in together] == [
+                    (reply.status, bytes(reply.payload)) for (reply,) in alone
+                ]
 
     asyncio.run(main())
 
