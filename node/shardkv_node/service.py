@@ -79,7 +79,7 @@ class NodeService:
         handler = self._handlers.get(request.op)  # type: ignore[call-overload]
         if handler is None:
             raise unknown_operation(request.op)
-        self.counts[Op(request.op)] += 1
+        self.counts[request.op] += 1  # type: ignore[index]
         handler(connection, request, deadline)
 
     def on_batch_end(self, connection: Connection) -> None:

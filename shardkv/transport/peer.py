@@ -370,18 +370,16 @@ class _Wire(asyncio.Protocol):
                 clock, replies = decode_replies(body)
                 self._peer.clock.observe(clock, wall_ms())
                 for reply in replies:
-                    self._deliver(reply)
+                    on_reply = self.pending.pop(reply.id, None)
+                    if on_reply is not None:
+                        on_reply(reply)
+                    elif reply.id == 0:
+                        told = reply_error(reply.payload).message
+                        raise RemoteProtocolError(f"The peer closed the connection: {told}")
         except RemoteProtocolError as error:
             self._broke_off(error)
         self._silent_looks = 0
         self._owes = bool(self.pending)
-
-    def _deliver(self, reply: RawReply) -> None:
-        on_reply = self.pending.pop(reply.id, None)
-        if on_reply is not None:
-            on_reply(reply)
-        elif reply.id == 0:
-            raise RemoteProtocolError(f"The peer closed the connection: {reply_error(reply.payload).message}")
 
     def _broke_off(self, error: ShardKVError) -> None:
         self.problem = error

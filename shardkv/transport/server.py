@@ -267,17 +267,11 @@ class Connection(asyncio.Protocol):
         `size_bytes`: about how large it is, when it may be large: large replies are sent at once, so that few of them
         are in memory twice.
         """
-        if request_id in self._open:
-            self._answer(Reply(request_id, OK, payload), size_bytes)
-        else:
-            self._late.discard(request_id)
+        self._answer(Reply(request_id, OK, payload), size_bytes)
 
     def fail(self, request_id: int, error: ShardKVError) -> None:
         """Answer a request with an error."""
-        if request_id in self._open:
-            self._answer(error_reply(request_id, error))
-        else:
-            self._late.discard(request_id)
+        self._answer(error_reply(request_id, error))
 
     def close(self) -> None:
         """Send what is due and close."""
@@ -358,7 +352,7 @@ class Connection(asyncio.Protocol):
             self._reply_bytes_max //= CLIENT_SHARE
         if hello.ordered:
             self._order = KeyOrder()
-        self._answer(Reply(request.id, OK, me.hello(ordered=hello.ordered)))
+        self._put(Reply(request.id, OK, me.hello(ordered=hello.ordered)))
 
     def _work(self) -> None:
         """Hand over what came as far as the limits and this connection's turn allow, send what was answered at once,
@@ -486,11 +480,19 @@ class Connection(asyncio.Protocol):
     # Replies out
 
     def _answer(self, reply: Reply, size_bytes: int = 0) -> None:
-        if self._transport is None:
+        """Answer a request, if it is still open."""
+        request = self._open.pop(reply.id, None)
+        if request is None:
+            self._late.discard(reply.id)
             return
-        self._open_bytes -= self._open.pop(reply.id, _NOT_OPEN)[0]
+        self._open_bytes -= request[0]
         if self._order is not None:
             self._order.ended(reply.id)
+        self._put(reply, size_bytes)
+
+    def _put(self, reply: Reply, size_bytes: int = 0) -> None:
+        if self._transport is None:
+            return
         self._replies.append(reply)
         self._reply_bytes += size_bytes
         self._reply_bytes_usual += (size_bytes - self._reply_bytes_usual) >> 3
@@ -546,7 +548,7 @@ class Connection(asyncio.Protocol):
         transport, lingering = self._transport, self._server.lingering
         if transport is None or transport.is_closing():
             return
-        self._answer(error_reply(0, error))
+        self._put(error_reply(0, error))
         self._flush()
         if len(lingering) >= LINGERING_MAX or transport.is_closing():
             transport.close()
@@ -645,7 +647,6 @@ class Connection(asyncio.Protocol):
         self._late.add(request_id)
 
 
-_NOT_OPEN = (0, None, 0)
 _READ = int(Op.READ)
 _OWN_OPS = frozenset(map(int, (Op.HELLO, Op.PING, Op.CONTEXT)))
 """What a connection answers itself. As plain numbers: comparing with a member of an enum takes 15 times as long."""

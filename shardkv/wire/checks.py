@@ -28,7 +28,7 @@ _IS_DELETE = bytes(kind == Kind.DELETE for kind in range(256))
 
 def check_keys(keys: Sequence[bytes], limits: Limits) -> None:
     """Raises InvalidKey for an empty key, KeyTooLarge, BatchTooLarge."""
-    if not keys:
+    if not keys or (len(keys) == 1 and 0 < len(keys[0]) <= limits.key_bytes_max):
         return
     if len(keys) > limits.operations_max:
         raise BatchTooLarge(
