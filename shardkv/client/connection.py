@@ -36,7 +36,8 @@ from shardkv.wire.messages import (
 
 CTX = 1
 """The number under which a client's keyspace is registered on each of its connections."""
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 64 * 1024
+"""Well below 128 KiB, past which the allocator asks the system for pages anew for every single answer."""
 ANSWER_MARGIN_MS = 100
 """The server is told a deadline earlier than ours by this (a third of what is left at most), so that the error with
 which it gives up, which knows more than ours, is still in time."""
