@@ -22,7 +22,7 @@ from shardkv.transport.address import Address, format_address
 from shardkv.wire.hello import Identity
 
 CONNECT_ATTEMPT_S = 2.0
-"""One address may take this long to answer before the next one is tried."""
+"""One of several addresses may take this long to answer, and half of what is left, before the next one is tried."""
 
 
 class Pool:
@@ -127,11 +127,10 @@ class Pool:
         raise no_router_error(reasons, timeout_s)
 
     def _open(self, address: Address, deadline: float) -> Connection:
-        now = time.monotonic()
-        attempt_deadline = min(deadline, now + CONNECT_ATTEMPT_S) if len(self._addresses) > 1 else deadline
-        return Connection.open(
-            address, me=self._me, keyspace=self._keyspace, limits=self._limits, deadline=attempt_deadline
-        )
+        if len(self._addresses) > 1:
+            now = time.monotonic()
+            deadline = now + min(CONNECT_ATTEMPT_S, (deadline - now) / 2)
+        return Connection.open(address, me=self._me, keyspace=self._keyspace, limits=self._limits, deadline=deadline)
 
 
 def closed_error() -> ClientClosed:

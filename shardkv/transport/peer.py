@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
+CONNECT_FIRST_S = 0.5
+"""With several addresses one gets so long to answer before the next is tried; longer every time, up to
+CONNECT_TIMEOUT_S."""
 PINGS_PER_IDLE_TIME = 3
 """A connection nobody uses is pinged so often within the time after which it would be closed as idle."""
 LOOKS_PER_SILENCE = 4
@@ -189,9 +192,10 @@ class Peer:
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         pause_s = RETRY_FIRST_S
-        for attempt in itertools.count():
-            address = self.addresses[attempt % len(self.addresses)]
-            wire = await self._connect(*address)
+        first_s = timeout_s = CONNECT_TIMEOUT_S if len(self.addresses) == 1 else CONNECT_FIRST_S
+        for address in itertools.cycle(random.sample(self.addresses, len(self.addresses))):
+            wire = await self._connect(*address, timeout_s)
+            timeout_s = min(1.6 * timeout_s, CONNECT_TIMEOUT_S) if wire is None else first_s
             if wire is not None:
                 since = loop.time()
                 self._became_usable(wire)
@@ -217,15 +221,15 @@ class Peer:
                     unpinged_s = 0.0
                     wire.send(Op.PING, NOTHING, _ignore, 0, None, None, None)
 
-    async def _connect(self, host: str, port: int) -> _Wire | None:
+    async def _connect(self, host: str, port: int, timeout_s: float) -> _Wire | None:
         loop = asyncio.get_running_loop()
         wire = _Wire(self)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await loop.create_connection(lambda: wire, host, port)
                 self.remote = await wire.say_hello()
         except TimeoutError:
-            self.last_problem = UnavailableError(f"{host}:{port} did not answer within {CONNECT_TIMEOUT_S:g} s.")
+            self.last_problem = UnavailableError(f"{host}:{port} did not answer within {timeout_s:g} s.")
         except (OSError, UnicodeError) as error:
             self.last_problem = UnavailableError(f"Cannot connect to {host}:{port}: {problem_of(error)}.")
         except asyncio.CancelledError:
