@@ -23,10 +23,13 @@ KEYS = [b"0hot", b"a hot", b"hot", b"last hot", b"very hot", b"~"]
 """Spread over the shards in both modes."""
 CONFIG = """
 [engine]
+durability = "{durability}"
 memtable_bytes_max = 4194304
 [limits]
 silence_timeout_ms = 1000
 """
+DURABILITY = {"hash": "always", "range": "interval"}
+"""kill -9 loses nothing in either."""
 
 
 def one_history(world: WiredCluster, seed: int, *, rounds: int) -> str:
@@ -35,7 +38,7 @@ def one_history(world: WiredCluster, seed: int, *, rounds: int) -> str:
     load = HotKeys(world.addresses, keys, seed=seed, threads=THREADS, tasks=TASKS)
     lanes = [
         Nemesis(world, victims, rng=random.Random(f"{seed} {victims}"), rounds=rounds)
-        for victims in (world.nodes, world.routers)
+        for victims in (world.nodes, world.routers, ["meta"])
     ]
     load.start()
     for lane in lanes:
@@ -55,7 +58,7 @@ def one_history(world: WiredCluster, seed: int, *, rounds: int) -> str:
 
 
 def run(directory: Path, partition: str, seeds: Iterable[int], *, rounds: int) -> None:
-    with wired_cluster(directory, partition=partition, config=CONFIG) as world:
+    with wired_cluster(directory, partition=partition, config=CONFIG.format(durability=DURABILITY[partition])) as world:
         for seed in seeds:
             try:
                 print(f"\n{partition}, seed {seed}: {one_history(world, seed, rounds=rounds)}")

@@ -17,7 +17,7 @@ from functools import partial
 from tests.worlds.proxy import Way
 from tests.worlds.wired_cluster import WiredCluster
 
-FAULT_S = (0.15, 0.45)
+FAULT_S = (0.1, 0.35)
 """How long a fault lasts."""
 PAUSE_MOST_S = 0.1
 SLOW_BYTES_PER_S = 200_000

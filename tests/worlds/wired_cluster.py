@@ -1,7 +1,7 @@
-"""A cluster whose every link runs through a proxy: client to router, router to node.
+"""A cluster whose every link runs through a proxy: client to router, router to node, both to the metadata process.
 
-Each process is started by itself, as with systemd, and advertises its proxy's address. The metadata process is
-reached directly. Nothing is started again but by `restart`.
+Each process is started by itself, as with systemd, and advertises its proxy's address. Nothing is started again but
+by `restart`.
 
 Invariant: only processes started here are signalled, and `close` ends them all, also stopped ones.
 """
@@ -68,7 +68,7 @@ class Wires:
 
 
 class WiredCluster:
-    """Use `wired_cluster`. Processes are called `meta`, `router-1`, `node-1` and so on; all but `meta` have a proxy."""
+    """Use `wired_cluster`. Processes, and their proxies, are called `meta`, `router-1`, `node-1` and so on."""
 
     def __init__(self, directory: Path, *, partition: str, nodes: int, routers: int, config: str) -> None:
         self.directory = directory
@@ -78,7 +78,7 @@ class WiredCluster:
         self._config = directory / "config.toml"
         self._config.write_text(config)
         ports = {name: _port() for name in ["meta", *self.nodes, *self.routers]}
-        self.proxies = {name: self.wires.add(ports[name]) for name in [*self.nodes, *self.routers]}
+        self.proxies = {name: self.wires.add(port) for name, port in ports.items()}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         meta = ["shardkv", "meta", "run", "--nodes", str(nodes), "--partition", partition, "--shards", str(2 * nodes)]
         self._commands = {"meta": [*meta, "--data-dir", str(directory / "meta"), "--port", str(ports["meta"])]}
@@ -90,7 +90,7 @@ class WiredCluster:
 
     def _command(self, program: str, name: str, ports: dict[str, int], more: list[str]) -> list[str]:
         where = ["--port", str(ports[name]), "--advertise", self.proxies[name].address]
-        return [program, "run", "--name", name, "--meta", f"{HOST}:{ports['meta']}", *where, *more]
+        return [program, "run", "--name", name, "--meta", self.proxies["meta"].address, *where, *more]
 
     @property
     def addresses(self) -> list[str]:
