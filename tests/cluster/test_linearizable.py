@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds.hot_keys import HotKeys
+from tests.worlds.hot_keys import HotKeys, check_versions
 from tests.worlds.linearizability import Register, check
 from tests.worlds.nemesis import Nemesis
 from tests.worlds.wired_cluster import WiredCluster, wired_cluster
@@ -49,6 +49,7 @@ def one_history(world: WiredCluster, seed: int, *, rounds: int) -> str:
     world.wait_serving()
     load.stop()
     assert not load.surprises, load.surprises
+    check_versions(load.versions)
     check(load.operations, Register())
     assert all(diary.counts["acknowledged"] for diary in load.diaries), "a client never got through"
     assert load.counts["unknown"], "no fault left an outcome unknown: the faults did not hit"

@@ -14,13 +14,15 @@ import hashlib
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from shardkv import AsyncClient, Client
-from shardkv.errors import DeadlineExceeded, OutcomeUnknown, UnavailableError
+from shardkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, UnavailableError
 from shardkv.limits import Limits
-from tests.worlds.linearizability import FOREVER, UNKNOWN, Delete, Get, Operation, Put
+from tests.worlds.linearizability import FOREVER, UNKNOWN, Delete, DeleteIf, Get, Operation, Put, PutIf
 
 REFUSALS = (DeadlineExceeded, UnavailableError)
 """The errors that say "not applied" and may be expected under faults; anything else is a surprise."""
@@ -34,6 +36,31 @@ PATIENCE_S = 30
 IMPATIENT = Limits(silence_timeout_ms=1000)
 
 
+Action = Put | Get | Delete | PutIf | DeleteIf
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do next. `value`: to be put; `if_version`: the condition of a conditional write, 0: absent."""
+
+    key: bytes
+    action: Action
+    timeout_s: float
+    value: bytes = b""
+    if_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """That `key` held `value` as version `number` at some time between `call` and `end`."""
+
+    key: bytes
+    value: str
+    number: int
+    call: float
+    end: float
+
+
 class Diary:
     """What one client did and was told."""
 
@@ -41,42 +68,85 @@ class Diary:
         self.who = who
         self.rng = random.Random(f"{seed} {who}")
         self.operations: list[Operation] = []
+        self.versions: list[Version] = []
         self.counts: Counter[str] = Counter()
         self._keys = keys
         self._written = 0
+        self._latest: dict[bytes, Version] = {}
+        """What this client saw last of each key."""
 
-    def plan(self) -> tuple[bytes, Put | Get | Delete, bytes, float]:
-        """What to do next: key, action, value to put, timeout in seconds."""
+    def plan(self) -> Step:
         key, timeout_s = self.rng.choice(self._keys), self.rng.choice(TIMEOUTS_S)
-        chance = self.rng.random()
+        chance, seen = self.rng.random(), self._latest.get(key)
         if chance < 0.45:
-            return key, Get(), b"", timeout_s
-        if chance < 0.55:
-            return key, Delete(), b"", timeout_s
+            return Step(key, Get(), timeout_s)
+        if chance < 0.52:
+            return Step(key, Delete(), timeout_s)
+        if chance < 0.55 and seen is not None:
+            return Step(key, DeleteIf(seen.value), timeout_s, if_version=seen.number)
         self._written += 1
         value = f"{self.who}-{self._written}".encode()
         if self.rng.random() < LONG_VALUE_CHANCE:
             value += b"." * self.rng.randrange(*LONG_VALUE_BYTES)
-        return key, Put(short(value)), value, timeout_s
+        if chance < 0.7:
+            action = PutIf(short(value), seen.value if seen is not None else None)
+            return Step(key, action, timeout_s, value, seen.number if seen is not None else 0)
+        return Step(key, Put(short(value)), timeout_s, value)
 
-    def note(
-        self, key: bytes, action: Put | Get | Delete, call: float, told: object, error: BaseException | None
-    ) -> None:
+    def note(self, step: Step, call: float, told: object, error: BaseException | None) -> None:
         """Write down how it ended. Raises an error that should not have come."""
         end = time.monotonic()
+        write = not isinstance(step.action, Get)
         if error is None:
-            result = short(told) if isinstance(told, bytes) else told
-            self.operations.append(Operation(key, action, result, call, end, self.who))
-            self.counts["not found" if isinstance(action, Get) and told is None else "acknowledged"] += 1
-        elif isinstance(action, Get) and isinstance(error, (*REFUSALS, asyncio.CancelledError)):
-            self.counts["failed"] += 1
-        elif isinstance(error, REFUSALS):
-            self.counts["refused"] += 1
-        elif not isinstance(action, Get) and isinstance(error, (OutcomeUnknown, asyncio.CancelledError)):
-            self.operations.append(Operation(key, action, UNKNOWN, call, FOREVER, self.who))
+            self._note_answer(step, call, end, told)
+        elif isinstance(error, ConditionFailed) and step.if_version is not None:
+            assert error.detail["found"] != step.if_version, error
+            self.operations.append(Operation(step.key, step.action, False, call, end, self.who))
+            self.counts["compared"] += 1
+        elif isinstance(error, REFUSALS) or (not write and isinstance(error, asyncio.CancelledError)):
+            self.counts["refused" if write else "failed"] += 1
+        elif write and isinstance(error, (OutcomeUnknown, asyncio.CancelledError)):
+            self.operations.append(Operation(step.key, step.action, UNKNOWN, call, FOREVER, self.who))
             self.counts["unknown"] += 1
         else:
             raise error
+
+    def _note_answer(self, step: Step, call: float, end: float, told: object) -> None:
+        """`told`: (value, version) or None for a read, the version for a put, whether it existed for a delete."""
+        result: object = told
+        if isinstance(step.action, Put | PutIf):
+            assert isinstance(told, int)
+            result = True
+            self._saw(Version(step.key, short(step.value), told, call, end))
+        elif isinstance(told, tuple):
+            result = short(told[0])
+            self._saw(Version(step.key, short(told[0]), told[1], call, end))
+        else:
+            self._latest.pop(step.key, None)
+        self.operations.append(Operation(step.key, step.action, result, call, end, self.who))
+        self.counts["not found" if told is None else "acknowledged"] += 1
+
+    def _saw(self, version: Version) -> None:
+        self.versions.append(version)
+        self._latest[version.key] = version
+
+
+def check_versions(versions: Iterable[Version]) -> None:
+    """A value has one version and a version one value; and what was seen later never has a lower one."""
+    by_key: dict[bytes, list[Version]] = defaultdict(list)
+    for version in versions:
+        by_key[version.key].append(version)
+    for found in by_key.values():
+        number_of = {version.value: version.number for version in found}
+        for version in found:
+            assert number_of[version.value] == version.number, f"a value has two versions: {version}"
+        assert len(set(number_of.values())) == len(number_of), f"two values have one version: {number_of}"
+        times = [(version.call, 0, version) for version in found] + [(version.end, 1, version) for version in found]
+        newest = 0
+        for _, has_ended, version in sorted(times, key=lambda time: time[:2]):
+            if has_ended:
+                newest = max(newest, version.number)
+            assert newest <= version.number or has_ended, f"{newest} had been seen before this was asked for: {version}"
 
 
 def short(value: bytes) -> str:
@@ -114,6 +184,10 @@ class HotKeys:
         return [operation for diary in [*self.diaries, self._last] for operation in diary.operations]
 
     @property
+    def versions(self) -> list[Version]:
+        return [version for diary in [*self.diaries, self._last] for version in diary.versions]
+
+    @property
     def counts(self) -> Counter[str]:
         return sum((diary.counts for diary in self.diaries), Counter[str]())
 
@@ -131,8 +205,8 @@ class HotKeys:
             client.close()
         with Client(self._addresses, timeout=PATIENCE_S) as db:
             for key in self._keys * 2:
-                call = time.monotonic()
-                self._last.note(key, Get(), call, db.get(key), None)
+                step, call = Step(key, Get(), PATIENCE_S), time.monotonic()
+                self._last.note(step, call, _ask(db, step), None)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -143,20 +217,15 @@ class HotKeys:
 
     def _work(self, diary: Diary, db: Client[bytes]) -> None:
         while not self._ending.is_set():
-            key, action, value, timeout_s = diary.plan()
+            step = diary.plan()
             told: object = None
             error: BaseException | None = None
             call = time.monotonic()
             try:
-                if isinstance(action, Get):
-                    told = db.get(key, timeout=timeout_s)
-                elif isinstance(action, Delete):
-                    told = db.delete(key, timeout=timeout_s)
-                else:
-                    db.put(key, value, timeout=timeout_s)
+                told = _ask(db, step)
             except Exception as caught:  # noqa: BLE001 - `note` raises what it did not expect
                 error = caught
-            diary.note(key, action, call, told, error)
+            diary.note(step, call, told, error)
             time.sleep(diary.rng.random() * PAUSE_MOST_S)
 
     async def _work_async(self) -> None:
@@ -169,19 +238,24 @@ class HotKeys:
 
     async def _task(self, diary: Diary, db: AsyncClient[bytes]) -> None:
         while not self._ending.is_set():
-            key, action, value, timeout_s = diary.plan()
-            asked: Awaitable[object]
-            if isinstance(action, Get):
-                asked = db.get(key, timeout=timeout_s)
-            elif isinstance(action, Delete):
-                asked = db.delete(key, timeout=timeout_s)
-            else:
-                asked = db.put(key, value, timeout=timeout_s)
+            step = diary.plan()
             cancel_after_s = diary.rng.random() * 0.02 if diary.rng.random() < CANCEL_CHANCE else None
             call = time.monotonic()
-            told, error = await _told(asked, cancel_after_s)
-            diary.note(key, action, call, told, error)
+            told, error = await _told(_ask(db, step), cancel_after_s)
+            diary.note(step, call, told, error)
             await asyncio.sleep(diary.rng.random() * PAUSE_MOST_S)
+
+
+def _ask(db: Client[bytes] | AsyncClient[bytes], step: Step) -> Any:
+    """What the client returns: an answer, or something to await."""
+    match step.action:
+        case Get():
+            return db.get(step.key, with_version=True, timeout=step.timeout_s)
+        case Delete() | DeleteIf():
+            return db.delete(step.key, if_version=step.if_version, timeout=step.timeout_s)
+    if step.if_version == 0:
+        return db.put(step.key, step.value, if_absent=True, timeout=step.timeout_s)
+    return db.put(step.key, step.value, if_version=step.if_version, timeout=step.timeout_s)
 
 
 async def _told(asked: Awaitable[object], cancel_after_s: float | None) -> tuple[object, BaseException | None]:

@@ -12,11 +12,12 @@ without changing the verdict:
 - of operations that do and tell the same, the one that must end first is taken first;
 - a configuration that has used more of the unknown outcomes than a visited one, and is otherwise equal, is not
   visited;
-- a state that cannot come back (values are unique) is not left while a known read of it is to come;
+- a state that cannot come back (values are unique) is not left while a known read of it is to come, nor by another
+  than a known write that is possible in it alone;
 - `Register.prepare`: a write of unknown outcome that was read had taken effect when the read ended; a value that
   nobody read stands for any other such value.
 
-What a model says of an operation is all the search knows of it: for compare-and-set or counters write another model.
+What a model says of an operation is all the search knows of it: for counters, say, write another model.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Model(Protocol):
         """Whether it changes nothing in any state in which it is possible."""
 
     def only_in(self, action: Hashable, result: Hashable) -> Hashable:
-        """For a read: the one state in which it is possible, when that never comes back once left; else IMPOSSIBLE."""
+        """The one state in which it is possible, when that never comes back once left; else IMPOSSIBLE."""
 
 
 class NotLinearizable(AssertionError):
@@ -113,7 +114,9 @@ class _Search:
         self._known_taken = 0
         self._unknown_taken = 0
         self._known_left = sum(operation.known for operation in ops)
-        self._reads_left = Counter(state for state in self._only_in if state is not IMPOSSIBLE)
+        bound = [number for number, op in enumerate(ops) if op.known and self._only_in[number] is not IMPOSSIBLE]
+        self._reads_left = Counter(self._only_in[number] for number in bound if self._is_read[number])
+        self._leaving = {self._only_in[number]: number for number in bound if not self._is_read[number]}
         self._taken: list[int] = []
         self._visited: dict[tuple[int, int, Hashable], list[int]] = {}
         self._best = (self._known_left + 1, "")
@@ -175,6 +178,8 @@ class _Search:
                 first[kind] = number
         if self._reads_left[state] > 0:
             first.clear()
+        elif state in self._leaving:
+            first = {kind: number for kind, number in first.items() if number == self._leaving[state]}
         if not first or self._seen():
             self._note_stuck()
             return []
@@ -202,7 +207,7 @@ class _Search:
             self._known_left -= 1
         else:
             self._unknown_taken |= 1 << number
-        if self._only_in[number] is not IMPOSSIBLE:
+        if self._is_read[number]:
             self._reads_left[self._only_in[number]] -= 1
 
     def _undo_to(self, mark: int, state: Hashable) -> None:
@@ -215,7 +220,7 @@ class _Search:
             else:
                 self._unknown_taken ^= 1 << number
             self._relink(self._call_event[number])
-            if self._only_in[number] is not IMPOSSIBLE:
+            if self._is_read[number]:
                 self._reads_left[self._only_in[number]] += 1
         self._state = state
 
@@ -262,53 +267,97 @@ class Delete:
     """Its result says whether the key existed."""
 
 
+@dataclass(frozen=True, slots=True)
+class PutIf:
+    """A put on condition that the key holds `expected`; its result says whether it did."""
+
+    value: Hashable
+    expected: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteIf:
+    """A delete on condition that the key holds `expected`, which is not None; its result says whether it did."""
+
+    expected: Hashable
+
+
 UNSEEN = "a value nobody read"
 
 
 class Register:
-    """One key: a value or None, put, got and deleted. Requires: no value is put twice."""
+    """One key: a value or None, put, got, deleted and compared. Requires: no value is put twice."""
 
     initial: Hashable = None
 
     def prepare(self, operations: Sequence[Operation]) -> list[Operation]:
         puts = _puts_by_value(operations)
-        first_read: dict[Hashable, Operation] = {}
-        for read in operations:
-            if isinstance(read.action, Get) and read.result is not None:
-                if read.result not in puts:
-                    raise NotLinearizable(f"Key {read.key!r}: nobody wrote what was read:\n  {read}")
-                if read.end < puts[read.result].call:
-                    raise NotLinearizable(f"Key {read.key!r}: read before written:\n  {read}\n  {puts[read.result]}")
-                other = first_read.get(read.result)
-                first_read[read.result] = read if other is None or read.end < other.end else other
-        return [_as_known_later(operation, first_read) for operation in operations]
+        compared = {op.action.expected for op in operations if isinstance(op.action, (PutIf, DeleteIf))}
+        first_seen: dict[Hashable, Operation] = {}
+        for operation in operations:
+            value = _seen_by(operation)
+            if value is None:
+                continue
+            if value not in puts:
+                raise NotLinearizable(f"Key {operation.key!r}: nobody wrote what was read:\n  {operation}")
+            if operation.end < puts[value].call:
+                raise NotLinearizable(f"Key {operation.key!r}: read before written:\n  {operation}\n  {puts[value]}")
+            if value not in first_seen or operation.end < first_seen[value].end:
+                first_seen[value] = operation
+        return [_as_known_later(operation, first_seen, compared) for operation in operations]
 
     def step(self, state: Hashable, action: Hashable, result: Hashable) -> Hashable:
-        if isinstance(action, Put):
-            return action.value
-        if isinstance(action, Get):
-            return state if result == state else IMPOSSIBLE
-        return None if result == UNKNOWN or result == (state is not None) else IMPOSSIBLE
+        match action:
+            case Put(value):
+                return value
+            case Get():
+                return state if result == state else IMPOSSIBLE
+            case Delete():
+                return None if result == UNKNOWN or result == (state is not None) else IMPOSSIBLE
+            case PutIf(_, expected) | DeleteIf(expected):
+                if (state == expected) != (result is not False):
+                    return IMPOSSIBLE
+                return state if result is False else action.value if isinstance(action, PutIf) else None
+        raise TypeError(f"A register knows no {action!r}.")
 
     def is_read(self, action: Hashable, result: Hashable) -> bool:
-        return isinstance(action, Get) or (isinstance(action, Delete) and result is False)
+        return isinstance(action, Get) or (isinstance(action, (Delete, PutIf, DeleteIf)) and result is False)
 
     def only_in(self, action: Hashable, result: Hashable) -> Hashable:
-        return result if isinstance(action, Get) and result is not None else IMPOSSIBLE
+        if isinstance(action, Get):
+            return IMPOSSIBLE if result is None else result
+        if isinstance(action, (PutIf, DeleteIf)) and result is not False and action.expected is not None:
+            return action.expected
+        return IMPOSSIBLE
 
 
 def _puts_by_value(operations: Sequence[Operation]) -> dict[Hashable, Operation]:
-    puts = {operation.action.value: operation for operation in operations if isinstance(operation.action, Put)}
-    if len(puts) < sum(isinstance(operation.action, Put) for operation in operations):
-        raise ValueError("A value was put twice; this check needs values that are put once.")
+    """The writes that happened or may have."""
+    puts: dict[Hashable, Operation] = {}
+    for operation in operations:
+        if isinstance(operation.action, (Put, PutIf)) and operation.result is not False:
+            if operation.action.value in puts:
+                raise ValueError("A value was put twice; this check needs values that are put once.")
+            puts[operation.action.value] = operation
     return puts
 
 
-def _as_known_later(operation: Operation, first_read: dict[Hashable, Operation]) -> Operation:
-    """A put with what its readers tell of it: that it took effect before the first of them ended, or had no reader."""
-    if not isinstance(operation.action, Put):
+def _seen_by(operation: Operation) -> Hashable:
+    """The value that an operation is known to have found; None when there is none."""
+    if isinstance(operation.action, Get):
+        return operation.result
+    if isinstance(operation.action, (PutIf, DeleteIf)) and operation.result is True:
+        return operation.action.expected
+    return None
+
+
+def _as_known_later(operation: Operation, first_seen: dict[Hashable, Operation], compared: set[Hashable]) -> Operation:
+    """A put with what others tell of it: that it took effect before the first who saw it ended, or that nobody did."""
+    action, result = operation.action, operation.result
+    if not isinstance(action, (Put, PutIf)) or result is False:
         return operation
-    read = first_read.get(operation.action.value)
-    if read is None:
-        return replace(operation, action=Put(UNSEEN), result=None)
-    return replace(operation, result=None, end=min(operation.end, read.end))
+    seen = first_seen.get(action.value)
+    if seen is not None:
+        return replace(operation, result=True, end=min(operation.end, seen.end))
+    value = action.value if action.value in compared else UNSEEN
+    return replace(operation, action=replace(action, value=value), result=True)
