@@ -483,8 +483,16 @@ def passed_bytes(router: Proxy, nodes: list[Proxy]) -> tuple[int, int]:
     return router.bytes_passed, sum(proxy.bytes_passed for proxy in nodes)
 
 
-@BOTH_MODES
-@pytest.mark.parametrize("face", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("world", "face"),
+    [
+        ("hash", "sync"),
+        ("range", "async"),
+        pytest.param("hash", "async", marks=pytest.mark.long),
+        pytest.param("range", "sync", marks=pytest.mark.long),
+    ],
+    indirect=["world"],
+)
 def test_scans_are_whole_and_exact_over_restarts_in_the_middle(
     world: WiredCluster, rows: dict[bytes, bytes], face: str
 ) -> None:
