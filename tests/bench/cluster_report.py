@@ -122,14 +122,14 @@ def main_table(found: Found, value_bytes: int, first: int) -> Iterator[str]:
 
 def cost_table(found: Found, value_bytes: int) -> Iterator[str]:
     """CPU time of an operation in each process, and the ratio of what the servers together take."""
-    yield f"{f'CPU, us per operation, values of {value_bytes} B':<{TITLE_WIDTH}}{'ratio':>6}  {OURS:<58}{PEER}"
+    yield f"{f'CPU, us per operation, values of {value_bytes} B':<{TITLE_WIDTH}}{'ratio':>6}  {OURS:<64}{PEER}"
     for row in ROWS:
         costs = [_costs(rounds_of(found, value_bytes, row, name)) for name in CONTENDERS]
         if row.of or not all(costs):
             continue
         ours, theirs = (sum(one for name, one in cost.items() if name != "client") for cost in costs)
         ratio = f"{ours / theirs:.2f}" if theirs else "-"
-        yield f"  {row.title:<{TITLE_WIDTH - 2}}{ratio:>6}  {_told(costs[0]):<58}{_told(costs[1])}"
+        yield f"  {row.title:<{TITLE_WIDTH - 2}}{ratio:>6}  {_told(costs[0]):<64}{_told(costs[1])}"
 
 
 def _costs(rounds: list[Figures]) -> dict[str, float]:
