@@ -36,6 +36,11 @@ def index_charge(entries: int, raw_bytes: int) -> int:
     return _BLOCK_BYTES + raw_bytes + (_OBJECT_BYTES + 2 * _INT_BYTES) * entries
 
 
+def keys_charge(keys: int, raw_bytes: int) -> int:
+    """Memory of a list of so many keys with `raw_bytes` in all."""
+    return _BLOCK_BYTES + raw_bytes + _OBJECT_BYTES * keys
+
+
 class BlockCache:
     """Blocks by an int key. A table takes a base for its keys from `new_base` and adds the block's offset."""
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
-from shardkv_node.engine.block_cache import BlockCache, columns_charge, index_charge
+from shardkv_node.engine.block_cache import BlockCache, columns_charge, keys_charge
 from shardkv_node.engine.clipped_table import ClippedTable
 from shardkv_node.engine.columns import DELETE, NO_EXPIRY, PUT, Columns, concat
 from shardkv_node.engine.merge import merge_newest, without_tombstones
@@ -50,20 +50,37 @@ Run = Table | ClippedTable | SortedRun
 class MergedTables:
     """A `Source`. Belongs to the owner of the store. `close` it when these are no more the tables of the tablet."""
 
-    __slots__ = ("_cache", "_cache_base", "_runs", "_segment_ends", "any_kept")
+    __slots__ = (
+        "_cache",
+        "_cache_base",
+        "_closed",
+        "_reserved_bytes",
+        "_resident",
+        "_runs",
+        "_segment_ends",
+        "any_kept",
+    )
 
     def __init__(self, runs: Sequence[Run], cache: BlockCache) -> None:
         """`runs`: oldest first, more than one."""
         self._runs = runs
         self._cache = cache
         self._cache_base = cache.new_base()
+        self._segment_ends: list[bytes] = sorted({end for run in runs for end in run.partition_ends()})
+        self._resident: list[list[bytes] | None] = [None] * len(self._segment_ends)
+        """Of each segment the ends of its stretches, if there is room to keep them for good."""
+        self._reserved_bytes = 0
+        self._closed = False
         self.any_kept = False
         """Whether `find` may find anything."""
-        self._segment_ends: list[bytes] = sorted({end for run in runs for end in run.partition_ends()})
 
     def close(self) -> None:
-        """Give the memory of what is kept back."""
+        """Give the memory of what is kept back. A snapshot may read on, and has nothing kept for good any more."""
+        self._closed = True
         self._cache.forget(self._cache_base)
+        self._cache.release(self._reserved_bytes)
+        self._reserved_bytes = 0
+        self._resident = [None] * len(self._segment_ends)
 
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """The newest rows with keys in [start, stop), a stretch at a time; see `Source`."""
@@ -82,7 +99,8 @@ class MergedTables:
         """The row of the key, or one of a delete if there is none, when its stretch is kept; else None. No version."""
         segment = bisect_left(self._segment_ends, key)
         base = self._cache_base + (segment << _SEGMENT_BITS)
-        ends: list[bytes] | None = self._cache.get(base + _CUTS)
+        known = segment < len(self._segment_ends)
+        ends: list[bytes] | None = (self._resident[segment] or self._cache.get(base + _CUTS)) if known else None
         columns: Columns | None = None if ends is None else self._cache.get(base + bisect_left(ends, key))
         if columns is None:
             return None
@@ -158,12 +176,17 @@ class MergedTables:
     def _ends(self, segment: int) -> list[bytes]:
         """The last key of each stretch of the segment."""
         place = self._cache_base + (segment << _SEGMENT_BITS) + _CUTS
-        ends: list[bytes] | None = self._cache.get(place)
+        ends: list[bytes] | None = self._resident[segment] or self._cache.get(place)
         if ends is None:
             start, stop = self._start_of(segment, [], 0), self._segment_ends[segment]
             found = sorted({end for run in self._runs for end in run.block_ends(start, stop)} | {stop})
             ends = found[::-BLOCKS_PER_STRETCH][::-1]
-            self._cache.put(place, ends, index_charge(len(ends), sum(map(len, ends))))
+            charge = keys_charge(len(ends), sum(map(len, ends)))
+            if not self._closed and self._cache.reserve(charge):
+                self._reserved_bytes += charge
+                self._resident[segment] = ends
+            else:
+                self._cache.put(place, ends, charge)
         return ends
 
     def _glance(self, segment: int, ends: list[bytes], number: int, start: bytes, stop: bytes | None) -> Columns:

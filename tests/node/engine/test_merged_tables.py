@@ -39,13 +39,16 @@ def test_a_scan_over_what_was_scanned_before_reads_no_block_and_closing_gives_th
     merged = MergedTables(overlapping_runs(world, random.Random(3), clips=False), world.cache)
     for _ in range(3):
         scan(merged, b"", None, reverse=False)
+    reserved = world.cache.reserved_bytes
     charged, misses = world.cache.charged_bytes, world.cache.misses
     for reverse in (False, True):
         scan(merged, b"", None, reverse=reverse)
     assert (world.cache.charged_bytes, world.cache.misses) == (charged, misses)
     merged.close()
     assert world.cache.charged_bytes < charged
+    assert (left := world.cache.reserved_bytes) < reserved
     assert scan(merged, b"", None, reverse=False) == world.expected(b"", None)
+    assert world.cache.reserved_bytes == left
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 30_000, 10_000_000])
