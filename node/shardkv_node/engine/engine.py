@@ -41,6 +41,8 @@ from shardkv_node.engine.vfs import Vfs
 from shardkv_node.engine.write import Write
 
 LABEL = b"default"
+SYNCS_BEFORE_FREEZE = 4
+"""Each covers what was written during the one before; a disk slower than the writers would never get there."""
 RANGE_BATCH_KEYS = 1000
 """Keys that `delete_range` removes with one write."""
 
@@ -290,17 +292,24 @@ class Engine(Reader):
         self._commits.submit(write)
 
     def _flush(self) -> None:
-        """Freeze between two groups, then wait until what was frozen is in tables."""
+        """Freeze between two groups, then wait until what was frozen is in tables.
+
+        Freezing syncs what is left of the log, and nobody reads or writes meanwhile: so most of it is synced before,
+        in the background.
+        """
         store = self._store
         frozen = store.maintenance.frozen
+        syncs_left = SYNCS_BEFORE_FREEZE
         while True:
             with self._commits.paused():
                 self._check_usable()
-                if not (frozen and store.memory_rows):  # never more frozen than the options allow
+                room = not (frozen and store.memory_rows)  # never more frozen than the options allow
+                if room and (store.freeze_is_cheap() or not syncs_left):
                     store.flush()
                     last = frozen[-1] if frozen else None
                     break
-            self._wait_for(lambda: not frozen)
+                syncs_left -= room
+            self._wait_for(lambda: not frozen and not store.syncing)
         self._wait_for(lambda: last not in frozen)
 
     def _wait_for(self, met: Callable[[], bool]) -> None:

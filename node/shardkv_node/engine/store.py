@@ -298,7 +298,7 @@ class Store(StoreTablets):
         """Let puts go on without the looks that `log_group` takes, for as long as these would find no obstacle."""
         durability, bytes_max = self.options.durability, self.options.memtable_bytes_max
         if self._syncing is not None and self._memtable_full and self._may_freeze:
-            bytes_max = bytes_max * 5 // 4  # as `_freeze_is_cheap` allows until that sync has ended
+            bytes_max = bytes_max * 5 // 4  # as `freeze_is_cheap` allows until that sync has ended
         credit = min(CREDIT_BYTES, bytes_max - self._active_bytes, 2 * bytes_max - self._log.offset)
         if not (
             credit <= 0
@@ -366,6 +366,11 @@ class Store(StoreTablets):
         poisoned = self.health.poison(error)
         self._advance_splits()
         return poisoned
+
+    @property
+    def syncing(self) -> bool:
+        """A sync of the log is under way, or set for later."""
+        return self._syncing is not None
 
     def sync_due(self) -> bool:
         """Whether the durability mode asks for a sync before the group in flight is applied."""
@@ -576,15 +581,16 @@ class Store(StoreTablets):
 
     def _make_room(self) -> None:
         if self._memtable_full and self._may_freeze:
-            if self._freeze_is_cheap():
+            if self.freeze_is_cheap():
                 self._freeze()
         elif self.health.background is not None:
             self.maintenance.schedule()
 
-    def _freeze_is_cheap(self) -> bool:
+    def freeze_is_cheap(self) -> bool:
         """Whether little of the segment is unsynced, so that closing it does not hold up the caller.
 
-        Else a sync is begun in the background and the memtable grows on meanwhile, by a quarter at most.
+        Else a sync is begun in the background, unless one is under way, and the memtable grows on meanwhile, by a
+        quarter at most.
         """
         log, bytes_max = self._log, self.options.memtable_bytes_max
         unsynced_max = min(FREEZE_UNSYNCED_BYTES, bytes_max // 8)

@@ -61,7 +61,7 @@ class StoreTablets(Reads):
     @abstractmethod
     def _close_quick_lane(self, number: int) -> None: ...
     @abstractmethod
-    def _freeze_is_cheap(self) -> bool: ...
+    def freeze_is_cheap(self) -> bool: ...
     @abstractmethod
     def _freeze(self) -> None: ...
 
@@ -213,7 +213,7 @@ class StoreTablets(Reads):
         if refusal is not None:
             raise refusal
         room = len(self.maintenance.frozen) < self.options.frozen_memtables_max
-        if self._in_flight is None and room and self._freeze_is_cheap():
+        if self._in_flight is None and room and self.freeze_is_cheap():
             self._freeze()
 
     # --- export and import ---
