@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from shardkv_node.engine.block import CODEC_LZ4
 from shardkv_node.engine.columns import NO_EXPIRY, PUT
 from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.entry_runs import read_runs
 from shardkv_node.engine.job import (
     CompactionInput,
     CompactionJob,
@@ -30,7 +31,6 @@ from shardkv_node.engine.job import (
     SegmentSpan,
     TableOptions,
 )
-from shardkv_node.engine.log_reader import read_entries
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.merge import merge_newest, merge_rounds
 from shardkv_node.engine.open_files import OpenFiles
@@ -128,7 +128,7 @@ def least_cpu_s(work: Callable[[], object], rounds: int) -> float:
 
 def measure_flush(bench: Bench, segment: SegmentSpan, rounds: int) -> Iterator[tuple[str, float]]:
     def read() -> None:
-        for _ in read_entries(bench.vfs, segment.path, end=segment.end):
+        for _ in read_runs(bench.vfs, segment.path, end=segment.end):
             pass
 
     def whole() -> None:
