@@ -71,7 +71,7 @@ class EngineSection(msgspec.Struct, frozen=True, kw_only=True):
     compaction_bytes_per_s: BytesOrNone = 0
     disk_reserve_bytes: BytesOrNone = 256 * MIB
     scrub_bytes_per_s: BytesOrNone = 1 * MIB
-    workers: Annotated[int, msgspec.Meta(ge=0, le=1)] = 1
+    workers: Annotated[int, msgspec.Meta(ge=0, le=2)] = 1
     open_files_max: Annotated[int, msgspec.Meta(ge=8)] = 256
     manifest_bytes_max: Bytes = 4 * MIB
 

@@ -1,14 +1,14 @@
-"""`JobRunner`: runs jobs in a worker process and reports back to the owner of the store.
+"""`JobRunner`: runs jobs in worker processes, one or two, and reports back to the owner of the store.
 
 Invariants:
   - every submitted job is answered exactly once through `post`, unless `close` came first: after `close` nothing is;
   - a worker that dies costs a retry under a new job id, so the outputs of two attempts never meet; those of the dead
     one are removed;
   - one flush and one other job run at a time, each kind in the order submitted: a flush never waits for a compaction,
-    which may take minutes (the worker lets it overtake).
+    which may take minutes (it has a worker of its own, or the only one lets it overtake).
 
-The worker is started by the first job and ended after a while without one. Each kind of jobs has a daemon thread
-here, which does nothing but wait.
+A worker is started by its first job and ended after a while without one. Each kind of jobs has a daemon thread here,
+which does nothing but wait.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "shardkv_node.engine.worker")
 class JobRunner:
     """`submit` jobs; `done(outcome)` comes back through `post`.
 
-    `workers` = 0 runs each job inside `submit`, on `vfs`. With 1 `post` is called from another thread, and must
-    pass the call on to the owner of the store (an event loop's `call_soon_threadsafe`, a queue).
+    `workers` = 0 runs each job inside `submit`, on `vfs`. With 1 or 2 `post` is called from another thread, and must
+    pass the call on to the owner of the store (an event loop's `call_soon_threadsafe`, a queue). With 2 flushes have a
+    worker, and everything else has one.
     """
 
     def __init__(
@@ -60,27 +61,27 @@ class JobRunner:
     ) -> None:
         self._post = post
         self._vfs = vfs if vfs is not None else OsVfs()
-        self._worker = _Worker(command, self._vfs, retry_pause_s) if workers else None
-        self._lanes = {flushes: _Lane(self._worker, post, idle_s) for flushes in (True, False) if self._worker}
+        self._workers = [_Worker(command, self._vfs, retry_pause_s) for _ in range(workers)]
+        kinds = {True: 0, False: -1} if workers else {}
+        self._lanes = {flushes: _Lane(self._workers[which], post, idle_s) for flushes, which in kinds.items()}
 
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now."""
-        pid = self._worker.pid if self._worker is not None else None
-        return [] if pid is None else [pid]
+        return [worker.pid for worker in self._workers if worker.pid is not None]
 
     def submit(self, job: Job, done: Done) -> None:
         """Run the job some time; `done` gets its result, or the error when it failed or no worker survived it."""
-        if self._worker is None:
+        if not self._workers:
             outcome = _run_inline(self._vfs, job)
             self._post(lambda: done(outcome))
-        elif not self._worker.closed.is_set():
+        elif not self._workers[0].closed.is_set():
             self._lanes[isinstance(job, FlushJob)].put(job, done)
 
     def close(self) -> None:
-        """End the worker, whatever it does, and wait for its end. Safe to call twice; returns within seconds."""
-        if self._worker is not None:
-            self._worker.close()
+        """End the workers, whatever they do, and wait for their end. Safe to call twice; returns within seconds."""
+        for worker in self._workers:
+            worker.close()
         for lane in self._lanes.values():
             lane.join()
 

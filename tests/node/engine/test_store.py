@@ -315,7 +315,7 @@ def test_restarts_without_writes_do_not_pile_up_segments() -> None:
 
 def test_every_wrong_option_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        open_store(CrashVfs(), replace(TINY, durability="never", memtable_bytes_max=5, workers=-1))
+        open_store(CrashVfs(), replace(TINY, durability="never", memtable_bytes_max=5, workers=3))
     assert len(caught.value.problems) == 3
     with pytest.raises(ConfigError, match="l0_stall_tables"):
         replace(TINY, l0_stall_tables=2, l0_compaction_trigger=2).validate()
