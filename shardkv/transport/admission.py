@@ -15,6 +15,8 @@ from shardkv.errors import Overloaded
 from shardkv.limits import Limits
 
 LOOK_INTERVAL_S = 0.02
+LOOK_SHARE = 0.02
+"""With so many connections that counting takes more than this share of the time, they are counted less often."""
 RATE_WINDOW_S = 0.5
 """How far back the rate of answers reaches, about."""
 RETRY_FIRST_S = 0.02

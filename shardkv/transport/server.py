@@ -32,7 +32,7 @@ from shardkv.errors import (
 )
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
-from shardkv.transport.admission import LOOK_INTERVAL_S, Admission, Load
+from shardkv.transport.admission import LOOK_INTERVAL_S, LOOK_SHARE, Admission, Load
 from shardkv.transport.farewell import LINGERING_MAX, Farewell
 from shardkv.transport.ordering import KeyOrder
 from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
@@ -123,6 +123,7 @@ class Server:
         self.answered = 0
         """Replies since the last look at the load."""
         self.look_due = False
+        self._look_pause_s = LOOK_INTERVAL_S
         self.finishing: Connection | None = None
         """The one connection over its share that is read and served on while the process is crowded."""
         self.lingering: set[Farewell] = set()
@@ -161,15 +162,17 @@ class Server:
     def watch_load(self) -> None:
         """Something was heard: see soon what all connections cost together."""
         self.look_due = True
-        asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
+        asyncio.get_running_loop().call_later(self._look_pause_s, self._look)
 
     def _look(self) -> None:
         self.look_due = False
+        began = monotonic()
         connections = list(self.connections)
         loads = [connection.load() for connection in connections]
         was_crowded = self.admission.crowded
-        self.admission.look(loads, self.answered, monotonic())
+        self.admission.look(loads, self.answered, began)
         self.answered = 0
+        self._look_pause_s = max(LOOK_INTERVAL_S, (monotonic() - began) / LOOK_SHARE)
         if self.admission.unread_too_much:
             most = max(range(len(loads)), key=lambda number: loads[number].unread)
             connections[most].cut_off("slow_reader_closed")
@@ -209,6 +212,41 @@ class Connection(asyncio.Protocol):
     Frames are decoded one by one, when the requests of the one before were handed over.
     """
 
+    __slots__ = (
+        "_began_at",
+        "_bodies",
+        "_contexts",
+        "_decoder",
+        "_flush_due",
+        "_frame_bytes",
+        "_frames_taken",
+        "_heard_at",
+        "_late",
+        "_limits",
+        "_loop",
+        "_open",
+        "_open_bytes",
+        "_open_reads",
+        "_order",
+        "_pace",
+        "_reading",
+        "_refusal",
+        "_replies",
+        "_reply_bytes",
+        "_reply_bytes_max",
+        "_reply_bytes_usual",
+        "_requests_max",
+        "_sent_bytes",
+        "_server",
+        "_singly",
+        "_stretch",
+        "_transport",
+        "_waiting",
+        "_writable",
+        "peer",
+    )
+    """Past 29 attributes CPython gives every instance a dict of its own, and each access takes longer."""
+
     def __init__(self, server: Server) -> None:
         self._server = server
         self._limits = limits = server.limits
@@ -222,6 +260,8 @@ class Connection(asyncio.Protocol):
         """Size of the frame the waiting requests came in."""
         self._open: dict[int, tuple[int, float | None, int]] = {}
         self._open_bytes = 0
+        self._open_reads = 0
+        """Open requests whose replies may be large: all but writes."""
         self._order: KeyOrder | None = None
         self._refusal: Overloaded | None = None
         """What requests are told that come now; None: they are begun."""
@@ -444,6 +484,7 @@ class Connection(asyncio.Protocol):
             raise RemoteProtocolError(f"Request id {request.id} is used twice at once.")
         self._open[request.id] = (size, deadline, request.op)
         self._open_bytes += size
+        self._open_reads += request.op != _WRITE
         try:
             if self._refusal is not None:
                 raise self._refusal
@@ -486,6 +527,7 @@ class Connection(asyncio.Protocol):
             self._late.discard(reply.id)
             return
         self._open_bytes -= request[0]
+        self._open_reads -= request[2] != _WRITE
         if self._order is not None:
             self._order.ended(reply.id)
         self._put(reply, size_bytes)
@@ -564,15 +606,8 @@ class Connection(asyncio.Protocol):
             not self._writable
             or len(self._open) * scale >= self._requests_max
             or self._open_bytes * scale >= self._limits.bytes_in_flight_max
-            or (
-                len(self._open) * self._reply_bytes_usual * scale >= self._reply_bytes_max
-                and self._answers_to_come() * self._reply_bytes_usual * scale >= self._reply_bytes_max
-            )
+            or self._open_reads * self._reply_bytes_usual * scale >= self._reply_bytes_max
         )
-
-    def _answers_to_come(self) -> int:
-        """Open requests whose replies may be large: those that are no writes."""
-        return sum(op != Op.WRITE for _, _, op in self._open.values())
 
     def _adjust_reading(self) -> None:
         """Stop reading a peer that has too much in flight; go on when half of it is done."""
@@ -640,7 +675,7 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self, request_id: int) -> None:
         """Answer an open request whose deadline is over; what it still does goes unheard."""
-        if self._open[request_id][2] == Op.WRITE:
+        if self._open[request_id][2] == _WRITE:
             self.fail(request_id, OutcomeUnknown("The write was not answered by its deadline; it may yet be applied."))
         else:
             self.fail(request_id, DeadlineExceeded("The request was not answered by its deadline."))
@@ -648,8 +683,10 @@ class Connection(asyncio.Protocol):
 
 
 _READ = int(Op.READ)
+_WRITE = int(Op.WRITE)
+"""As plain numbers: comparing with a member of an enum takes 15 times as long."""
 _OWN_OPS = frozenset(map(int, (Op.HELLO, Op.PING, Op.CONTEXT)))
-"""What a connection answers itself. As plain numbers: comparing with a member of an enum takes 15 times as long."""
+"""What a connection answers itself."""
 
 
 def wall_ms() -> int:
