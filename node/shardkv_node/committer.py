@@ -44,10 +44,11 @@ class Committer:
         self, store: Store, *, on_fatal: Callable[[StorageError], None], limits: Limits = DEFAULT_LIMITS
     ) -> None:
         self._standing_writes_max = limits.requests_in_flight_max // STANDING_SHARE
-        self._standing_bytes_max = limits.bytes_in_flight_max // STANDING_SHARE
+        self._standing_bytes_max = min(limits.bytes_in_flight_max, QUEUED_BYTES_MAX) // STANDING_SHARE
         self._group_writes_max = max(1, limits.requests_in_flight_max // GROUP_SHARE)
-        self._moved_at = monotonic()
-        """When the queue was empty last, or gave something to the log."""
+        self._crowded_since = 0.0
+        self._crowded_group = -1
+        """The group that was the latest when the queue was found crowded; while it still is, the queue stands."""
         self._shed_due = False
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -77,39 +78,54 @@ class Committer:
             raise refusal
         size = sum(map(len, write.values)) + sum(map(len, write.keys))
         size += WRITE_BYTES + OPERATION_BYTES * len(write.keys)
-        if not self._queue:
-            self._moved_at = monotonic()
-        elif self._queued_bytes + size > QUEUED_BYTES_MAX:
-            raise self._overloaded()
+        if self._queued_bytes >= self._standing_bytes_max or len(self._queue) >= self._standing_writes_max:
+            self._mind_the_crowd(size)
         self._queue.append((write, deadline, size))
         self._queued_bytes += size
-        if self._crowded and not self._shed_due:
-            self._shed_due = True
-            self._loop.call_later(STANDING_S, self._shed)
         self._schedule()
 
     @property
     def _crowded(self) -> bool:
-        return len(self._queue) > self._standing_writes_max or self._queued_bytes > self._standing_bytes_max
+        """More waits than may in a queue that stands; one write alone always may."""
+        waiting = len(self._queue)
+        return waiting > self._standing_writes_max or (waiting > 1 and self._queued_bytes > self._standing_bytes_max)
+
+    def _mind_the_crowd(self, size: int) -> None:
+        """Many writes wait already. Raises Overloaded when the queue stands, or cannot take `size` bytes more."""
+        stands_s = self._stands_s()
+        if stands_s >= STANDING_S or self._queued_bytes + size > QUEUED_BYTES_MAX:
+            raise self._overloaded(stands_s)
+        if not self._shed_due:
+            self._shed_due = True
+            self._loop.call_later(STANDING_S, self._shed)
+
+    def _stands_s(self) -> float:
+        """For how long the crowded queue has been seen to give nothing to the log, in seconds."""
+        now = monotonic()
+        if self._crowded_group != self.groups:
+            self._crowded_group, self._crowded_since = self.groups, now
+        return now - self._crowded_since
 
     def _shed(self) -> None:
-        """Refuse the latest writes of a queue that stands, down to what may wait in it; look again while it is long."""
+        """Refuse the latest writes of a queue that stands, down to what may wait in it, or look again."""
         self._shed_due = False
-        if monotonic() - self._moved_at >= STANDING_S:
-            refusal = self._overloaded()
-            while self._crowded:
-                write, _, size = self._queue.pop()
-                self._queued_bytes -= size
-                _finish(write, refusal)
-        elif self._crowded:
-            self._shed_due = True
-            self._loop.call_later(STANDING_S / 5, self._shed)
+        stands_s = self._stands_s()
+        if stands_s < STANDING_S:
+            if self._crowded:
+                self._shed_due = True
+                self._loop.call_later(STANDING_S - stands_s, self._shed)
+            return
+        refusal = self._overloaded(stands_s)
+        while self._crowded:
+            write, _, size = self._queue.pop()
+            self._queued_bytes -= size
+            _finish(write, refusal)
 
-    def _overloaded(self) -> Overloaded:
+    def _overloaded(self, stands_s: float) -> Overloaded:
         """Come back after as long as the queue stands already: nothing else is known about how long it will."""
         return overloaded(
             f"{len(self._queue)} writes of {self._queued_bytes} bytes are waiting for the disk on this node.",
-            retry_after_s=max(STANDING_S, monotonic() - self._moved_at),
+            retry_after_s=max(STANDING_S, stands_s),
         )
 
     def _schedule(self) -> None:
@@ -129,6 +145,7 @@ class Committer:
             return
         writes = self._take()
         if not writes:
+            self._schedule()
             return
         try:
             group = self._store.log_group(writes)
@@ -142,7 +159,6 @@ class Committer:
 
     def _take(self) -> list[Write]:
         """The next writes whose deadline has not passed, up to the size of a group."""
-        self._moved_at = monotonic()
         now, size_left = self._loop.time(), GROUP_BYTES
         writes: list[Write] = []
         while self._queue and size_left > 0 and len(writes) < self._group_writes_max:
@@ -153,6 +169,8 @@ class Committer:
                 _finish(write, DeadlineExceeded("The deadline passed while the write waited on its node."))
             else:
                 writes.append(write)
+        if not self._queue:
+            self._crowded_group = -1
         return writes
 
     def _synced(self, group: Group, error: StorageError | None) -> None:
