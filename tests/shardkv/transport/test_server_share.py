@@ -63,6 +63,7 @@ def test_a_flood_is_worked_in_turns_with_the_others(frames: int) -> None:
         flood.writer.write(data)
         await until(lambda: done)
         began = done
+        assert began < 1000, "nobody else got a turn before the flood was over"
         other.send(asked(Op.STATUS))
         assert (await other.reply()).status == OK
         assert done - began < 200, "the other waited for the flood's end"
