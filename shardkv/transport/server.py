@@ -55,10 +55,10 @@ from shardkv.wire.messages import (
 log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
-TURN_S = 0.002
+TURN_S = 0.0005
 """How long one connection's requests are worked on before the others get their turn."""
 STRETCH = 8
-QUICK_S = TURN_S / 4
+QUICK_S = TURN_S / 2
 """So many requests are begun between two looks at the clock, while that takes less than QUICK_S; else only one."""
 TOGETHER_MAX = 64
 """Most reads that are answered together."""
