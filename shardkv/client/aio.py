@@ -29,7 +29,7 @@ from shardkv.client.arguments import (
     to_keyspace,
     to_timeout_s,
 )
-from shardkv.client.backoff import answer_needs_s, pause_s
+from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
 from shardkv.client.calls import Call, Lost, Outcome, State, raise_failure, settle
 from shardkv.client.connection import CTX, told_deadline_ms
 from shardkv.client.pool import closed_error, no_router_error
@@ -406,7 +406,8 @@ class AsyncClient(Generic[Out]):
                 break
             waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
             refused = any(call.error is not None for call in now)
-            if waiting and not await _paused(attempt if refused else None, timeout_s, deadline):
+            asked_s = retry_after_s(call.error for call in now) if refused else 0.0
+            if waiting and not await _paused(attempt if refused else None, timeout_s, deadline, asked_s):
                 for call in waiting:
                     call.expire(timeout_s)
                 break
@@ -522,12 +523,15 @@ class _Sent:
                 self._peer.forget(self._id)
 
 
-async def _paused(attempt: int | None, timeout_s: float, deadline: float) -> bool:
-    """Wait before the next try, if there was a try; False when it is too late for another."""
+async def _paused(attempt: int | None, timeout_s: float, deadline: float, asked_s: float) -> bool:
+    """Wait before the next try, if there was a try; False when it is too late for another.
+
+    `asked_s`: what a refusal asked for.
+    """
     left_s = deadline - _running().time()
     if attempt is None:
         return left_s > 0
-    pause = pause_s(attempt, random.random(), left_s=left_s, needed_s=answer_needs_s(timeout_s))
+    pause = pause_s(attempt, random.random(), left_s=left_s, needed_s=answer_needs_s(timeout_s), retry_after_s=asked_s)
     if pause is not None:
         await asyncio.sleep(pause)
     return pause is not None

@@ -317,6 +317,14 @@ def test_an_unknown_keyspace_is_named(face, router):
 # Faults
 
 
+def test_an_overloaded_process_is_left_alone_for_as_long_as_it_asks(db, router):
+    router.refusals = [Overloaded("Busy.", detail={"retry_after_ms": 300})]
+    began = time.monotonic()
+    db.put("k", "v", timeout=10)
+    assert time.monotonic() - began >= 0.3
+    assert router.store == {b"k": b"v"}
+
+
 def test_a_retriable_refusal_is_tried_again(db, router):
     router.refusals = [Overloaded("Busy."), ShardUnavailable("Away.")]
     db.put("k", "v")
