@@ -119,11 +119,13 @@ class GroupCommit:
                 if not (write.applied or write.error):
                     turn.gate = gate = threading.Lock()
                     gate.acquire()
-            while not (write.applied or write.error):
+            while turn.gate is not None:
                 gate.acquire()
                 if turn.leads:
                     with self._mutex:
                         self._lead(turn)
+                if write.applied or write.error:  # not asked before: who left earlier would open no other gate
+                    break
         except BaseException:  # an interrupted caller takes back what no group has taken yet
             with self._mutex:
                 turn.gate = None

@@ -5,13 +5,19 @@ from __future__ import annotations
 import ctypes
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from shardkv.errors import StoreClosed
 from shardkv_node.engine import Engine
+from shardkv_node.engine.columns import PUT
+from shardkv_node.engine.group_commit import GroupCommit
+from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs
+from tests.node.engine.store_driver import open_store
 from tests.node.engine.test_engine import GatedVfs
 
 
@@ -125,6 +131,59 @@ def test_a_waiter_wakes_the_next_of_its_group_even_when_it_is_interrupted(interr
     assert sorted(ended) == [f"k{n}" for n in range(5)]
     assert engine.get("main") == b"v"
     engine.close()
+
+
+class HoldingMutex:
+    """A mutex. The thread `late` stands still after it let go of it for the first time, until `go`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.late: threading.Thread | None = None
+        self.stands, self.go = threading.Event(), threading.Event()
+        self.acquire, self.release = self.lock.acquire, self.lock.release
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        if threading.current_thread() is self.late:
+            self.stands.set()
+            assert self.go.wait(10)
+
+
+def test_a_waiter_that_sees_its_write_applied_before_it_is_woken_still_wakes_the_next() -> None:
+    mutex = HoldingMutex()
+    store = open_store(CrashVfs())
+    tablet = store.create_tablet(b"t")
+    lock = cast(threading.RLock, mutex)
+    commits = GroupCommit(store, tablet, lock, threading.Condition(lock))
+
+    def put(key: bytes, done: Callable[[Write], None] | None = None) -> threading.Thread:
+        write = Write(tablet, [key], PUT, [b"v"], done=done)
+        thread = threading.Thread(target=commits.submit, args=(write,), daemon=True)
+        mutex.late = mutex.late or (thread if key == b"late" else None)
+        count = len(commits._queue)
+        thread.start()
+        while len(commits._queue) == count:
+            pass
+        return thread
+
+    def let_go(_: Write) -> None:  # all writes of the group are applied, and nobody is woken yet
+        mutex.go.set()
+        late.join(0.2)
+
+    with mutex.lock:
+        commits._pauses += 1  # so that all three come into one group, which `first` leads
+    first, late = put(b"first"), put(b"late")
+    assert mutex.stands.wait(10)
+    behind = put(b"behind", let_go)
+    with mutex.lock:
+        commits._pauses -= 1
+        commits._pass_on()
+    for thread in (first, late, behind):
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_flush_waits_for_the_group_under_way_and_writers_go_on_after_it() -> None:
