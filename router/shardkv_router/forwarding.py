@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -102,6 +103,20 @@ class Part:
         return len(self.payload) + PART_BYTES
 
 
+class Together(Protocol):
+    """What is sent to one node in one go, and turns into parts where that does not end it."""
+
+    deadline: float | None
+    answer_by: float | None
+    """When what is unanswered is given up; set when it is sent."""
+
+    def ask(self, peer: Peer, left_ms: int | None) -> None:
+        """Send it. `left_ms`: how much time there is."""
+
+    def give_up(self) -> list[Part]:
+        """All that was not answered, as parts; whatever of it was sent is forgotten."""
+
+
 class Forwarder:
     """Sends parts; told of topology changes and of nodes that came up."""
 
@@ -112,7 +127,7 @@ class Forwarder:
         self._topology = Topology()
         self._parked: list[Part] = []
         self._parked_bytes = 0
-        self._sent: set[Part] = set()
+        self._sent: set[Part | Together] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._draining = False
 
@@ -154,14 +169,35 @@ class Forwarder:
         request_id = peer.send(
             part.op,
             part.payload,
-            on_reply=lambda reply: self._answered(part, reply),
+            on_reply=lambda reply: self.answered(part, reply),
             shard=shard.id,
             epoch=shard.epoch,
             deadline=part.deadline,
         )
         part.asked = (peer, request_id)
 
-    def _answered(self, part: Part, reply: RawReply | ShardKVError) -> None:
+    def send_together(self, node: str, together: Together) -> None:
+        """Send what is for one node in one go, or, when it cannot be reached, its parts one by one."""
+        peer = self._links.usable(node)
+        if peer is None:
+            for part in together.give_up():
+                self.send(part)
+            return
+        left_ms, now = None, self._loop.time()
+        if together.deadline is not None:
+            left_ms = max(1, int((together.deadline - now) * 1000))
+            together.answer_by = last_moment(together.deadline, now)
+        self._sent.add(together)
+        self._watch_the_clock()
+        together.ask(peer, left_ms)
+
+    def noted(self, together: Together, *, unanswered: int) -> None:
+        """So much of it is still unanswered."""
+        if not unanswered:
+            self._sent.discard(together)
+
+    def answered(self, part: Part, reply: RawReply | ShardKVError) -> None:
+        """A part that was sent, alone or together with others, was answered so, or failed."""
         if part.finished:
             return
         self._sent.discard(part)
@@ -242,19 +278,23 @@ class Forwarder:
             else:
                 self._parked.append(part)
                 self._parked_bytes += part.size_bytes
-        for part in [part for part in self._sent if part.answer_by is not None and part.answer_by <= now]:
-            self._sent.discard(part)
-            self._forget(part)
-            self._end(part, self._no_answer(part))
+        for sent in [sent for sent in self._sent if sent.answer_by is not None and sent.answer_by <= now]:
+            self._sent.discard(sent)
+            for part in self._forget(sent):
+                self._end(part, self._no_answer(part))
         self._expiry = None
         if self._parked or self._sent:
             self._watch_the_clock()
 
-    def _forget(self, part: Part) -> None:
-        """Nobody waits for the node's answer any more; a node that is stopped must not pile up parts here."""
-        if part.asked is not None:
-            peer, request_id = part.asked
+    def _forget(self, sent: Part | Together) -> list[Part]:
+        """The parts of what was sent, whose answers nobody waits for any more; a node that is stopped must not pile
+        up parts here."""
+        if not isinstance(sent, Part):
+            return sent.give_up()
+        if sent.asked is not None:
+            peer, request_id = sent.asked
             peer.forget(request_id)
+        return [sent]
 
     def _no_answer(self, part: Part) -> ShardKVError:
         """The error for a part whose node has not answered by the deadline."""

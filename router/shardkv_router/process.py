@@ -68,7 +68,13 @@ class RouterProcess:
         self._forwarder = Forwarder(self._links, settings.options)
         scanner = Scanner(self._links, self._forwarder, settings.options)
         self._service = RouterService(self._forwarder, scanner, settings.limits, self._status)
-        self._server = Server(self._service, me=self.me, limits=settings.limits, clock=clock)
+        self._server = Server(
+            self._service,
+            me=self.me,
+            limits=settings.limits,
+            clock=clock,
+            begin_together=self._service.begin_together,
+        )
 
     def me(self) -> Identity:
         """Who this process is, as far as it is known by now."""

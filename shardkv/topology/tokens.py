@@ -9,7 +9,7 @@ Invariant: these functions are part of the storage format. A change here loses e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from xxhash import xxh3_64_intdigest
 
@@ -25,6 +25,11 @@ def hash_token(key: bytes) -> int:
     return xxh3_64_intdigest(key)
 
 
+def hash_tokens(keys: Sequence[bytes]) -> Iterable[int]:
+    """The tokens of many keys in a hash keyspace, in their order."""
+    return map(hash_token if b"{" in b"".join(keys) else xxh3_64_intdigest, keys)
+
+
 def _tag(key: bytes) -> bytes:
     opened = key.find(b"{")
     closed = key.find(b"}", opened + 1)
@@ -36,7 +41,16 @@ def range_token(key: bytes) -> bytes:
     return key
 
 
+def range_tokens(keys: Sequence[bytes]) -> Iterable[bytes]:
+    """The tokens of many keys in a range keyspace, in their order."""
+    return keys
+
+
 TOKEN_OF: dict[Partition, Callable[[bytes], TopologyBound]] = {"hash": hash_token, "range": range_token}
+TOKENS_OF: dict[Partition, Callable[[Sequence[bytes]], Iterable[TopologyBound]]] = {
+    "hash": hash_tokens,
+    "range": range_tokens,
+}
 
 
 def initial_starts(partition: Partition, shards: int, split_at: list[bytes]) -> list[TopologyBound]:

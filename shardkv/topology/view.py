@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from shardkv.errors import LocalProtocolError, UnknownKeyspace
@@ -28,20 +29,21 @@ from shardkv.topology.documents import (
     TopologyBound,
     decode_document,
 )
-from shardkv.topology.tokens import TOKEN_OF
+from shardkv.topology.tokens import TOKEN_OF, TOKENS_OF
 
 
 class KeyspaceView:
     """One keyspace's shards in token order."""
 
-    __slots__ = ("_starts", "_token", "name", "partition", "shards")
+    __slots__ = ("_later_starts", "_starts", "_token", "_tokens", "name", "partition", "shards")
 
     def __init__(self, name: str, partition: Partition, shards: Iterable[ShardDocument]) -> None:
         self.name = name
         self.partition = partition
         self.shards: list[ShardDocument] = sorted(shards, key=lambda shard: shard.start)
         self._starts: list[Any] = [shard.start for shard in self.shards]
-        self._token = TOKEN_OF[partition]
+        self._later_starts = self._starts[1:]
+        self._token, self._tokens = TOKEN_OF[partition], TOKENS_OF[partition]
 
     def shard_for(self, key: bytes) -> ShardDocument:
         """The shard that `key` belongs to. Requires at least one shard."""
@@ -49,8 +51,7 @@ class KeyspaceView:
 
     def positions(self, keys: Sequence[bytes]) -> list[int]:
         """For each key the position of its shard in `shards`."""
-        starts, token = self._starts, self._token
-        return [bisect_right(starts, token(key)) - 1 for key in keys]
+        return list(map(bisect_right, repeat(self._later_starts), self._tokens(keys)))
 
     def shards_in(self, start: bytes, stop: bytes | None) -> list[ShardDocument]:
         """The shards that may hold keys of [start, stop), in token order. A hash keyspace: all of them."""

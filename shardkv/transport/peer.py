@@ -14,7 +14,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -63,6 +63,19 @@ LOOKS_PER_SILENCE = 4
 """So often within `silence_timeout_ms` a connection is looked at; from half of them on it is pinged."""
 
 OnReply = Callable[[RawReply | ShardKVError], None]
+
+
+class RunTaker(Protocol):
+    """Whoever sent a run of requests together, and takes what comes of each."""
+
+    came: list[RawReply]
+    """Replies of one frame to it, while that is being taken apart; it belongs to the connection."""
+
+    def take(self, replies: list[RawReply]) -> None:
+        """Some of its requests were answered. The replies are the taker's to change."""
+
+    def lost(self, request_id: int, error: ShardKVError) -> None:
+        """A request of the run will not be answered: OutcomeUnknown, UnavailableError or BatchTooLarge."""
 
 
 class Peer:
@@ -157,9 +170,20 @@ class Peer:
         `deadline` is an absolute `loop.time()`; it is passed on, not enforced here. Before sending much ask `writable`.
         Raises UnavailableError when there is no connection.
         """
+        return self._wire_to_use().send(op, payload, on_reply, ctx, shard, epoch, deadline)
+
+    def send_run(self, requests: Sequence[Request], taker: RunTaker) -> int:
+        """Send requests together; what comes of them goes to `taker`. They are given consecutive ids, and the first
+        of these is returned: `forget` takes each. Everything else in them is sent as it is.
+
+        Raises UnavailableError when there is no connection.
+        """
+        return self._wire_to_use().send_run(requests, taker)
+
+    def _wire_to_use(self) -> _Wire:
         if self._wire is None:
             raise UnavailableError(f"There is no connection to {self.label}: {self.last_problem.message}")
-        return self._wire.send(op, payload, on_reply, ctx, shard, epoch, deadline)
+        return self._wire
 
     def forget(self, request_id: int) -> None:
         """The caller no longer wants the reply to this request."""
@@ -268,7 +292,7 @@ class _Wire(asyncio.Protocol):
         self._decoder = FrameDecoder(peer.limits.frame_bytes_max)
         self._transport: asyncio.Transport | None = None
         self._outbox: list[Request] = []
-        self.pending: dict[int, OnReply] = {}
+        self.pending: dict[int, OnReply | RunTaker] = {}
         self.closed = asyncio.Event()
         self.writable = True
         self.problem: ShardKVError | None = None
@@ -308,6 +332,15 @@ class _Wire(asyncio.Protocol):
         self._put(Request(request_id, op, ctx, shard, epoch, left_ms, payload))
         return request_id
 
+    def send_run(self, requests: Sequence[Request], taker: RunTaker) -> int:
+        for request, request_id in zip(requests, self._peer.ids, strict=False):
+            request.id = request_id
+        first = requests[0].id
+        self.pending.update(dict.fromkeys(range(first, first + len(requests)), taker))
+        self._due()
+        self._outbox += requests
+        return first
+
     def silent_looks(self) -> int:
         """To be asked at regular times: how often in a row there was neither a word from a peer that owes an answer
         nor progress in sending to it. Past LOOKS_PER_SILENCE it is given up.
@@ -323,10 +356,14 @@ class _Wire(asyncio.Protocol):
         return self._silent_looks
 
     def _put(self, request: Request) -> None:
+        self._due()
+        self._outbox.append(request)
+
+    def _due(self) -> None:
+        """Something is about to be put into the outbox: it leaves at the end of the loop's turn."""
         self._owes = True
         if not self._outbox:
             self._loop.call_soon(self._flush)
-        self._outbox.append(request)
 
     def _flush(self) -> None:
         """Send what this turn brought. What a lost connection cannot send stays where `connection_lost` finds it."""
@@ -347,7 +384,7 @@ class _Wire(asyncio.Protocol):
         on_reply = self.pending.pop(request.id, None)
         if on_reply is not None:
             message = f"The request is {len(frames[0])} bytes long; a frame holds {bytes_max}."
-            on_reply(BatchTooLarge(message, hint="Ask for less at once."))
+            _tell(on_reply, request.id, BatchTooLarge(message, hint="Ask for less at once."))
         return []
 
     def abort(self) -> None:
@@ -373,17 +410,32 @@ class _Wire(asyncio.Protocol):
             for body in self._decoder.feed(data):
                 clock, replies = decode_replies(body)
                 self._peer.clock.observe(clock, wall_ms())
-                for reply in replies:
-                    on_reply = self.pending.pop(reply.id, None)
-                    if on_reply is not None:
-                        on_reply(reply)
-                    elif reply.id == 0:
-                        told = reply_error(reply.payload).message
-                        raise RemoteProtocolError(f"The peer closed the connection: {told}")
+                self._hand_out(replies)
         except RemoteProtocolError as error:
             self._broke_off(error)
         self._silent_looks = 0
         self._owes = bool(self.pending)
+
+    def _hand_out(self, replies: list[RawReply]) -> None:
+        """Give every reply to who waits for it; those to one run all at once. Raises RemoteProtocolError."""
+        pop, takers = self.pending.pop, []
+        farewell: RawReply | None = None
+        for reply in replies:
+            waiting = pop(reply.id, None)
+            if waiting is None:
+                farewell = reply if reply.id == 0 else farewell
+            elif callable(waiting):
+                waiting(reply)
+            else:
+                if not waiting.came:
+                    takers.append(waiting)
+                waiting.came.append(reply)
+        for taker in takers:
+            came, taker.came = taker.came, []
+            taker.take(came)
+        if farewell is not None:
+            told = reply_error(farewell.payload).message
+            raise RemoteProtocolError(f"The peer closed the connection: {told}")
 
     def _broke_off(self, error: ShardKVError) -> None:
         self.problem = error
@@ -400,9 +452,19 @@ class _Wire(asyncio.Protocol):
         label = self._peer.label
         for request_id, on_reply in pending.items():
             if request_id in unsent:
-                on_reply(UnavailableError(f"The connection to {label} broke before the request was sent: {why}."))
+                error: ShardKVError = UnavailableError(
+                    f"The connection to {label} broke before the request was sent: {why}."
+                )
             else:
-                on_reply(OutcomeUnknown(f"The connection to {label} broke before the answer came: {why}."))
+                error = OutcomeUnknown(f"The connection to {label} broke before the answer came: {why}.")
+            _tell(on_reply, request_id, error)
+
+
+def _tell(waiting: OnReply | RunTaker, request_id: int, error: ShardKVError) -> None:
+    if callable(waiting):
+        waiting(error)
+    else:
+        waiting.lost(request_id, error)
 
 
 def _into(answer: asyncio.Future[RawReply | ShardKVError]) -> OnReply:

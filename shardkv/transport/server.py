@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from time import monotonic
 from typing import Any, Protocol, cast
 
@@ -44,6 +44,7 @@ from shardkv.wire.messages import (
     Context,
     Hello,
     Op,
+    RawReply,
     Reply,
     Request,
     decode_context,
@@ -62,6 +63,8 @@ QUICK_S = TURN_S / 2
 """So many requests are begun between two looks at the clock, while that takes less than QUICK_S; else only one."""
 TOGETHER_MAX = 64
 """Most reads that are answered together."""
+BEGUN_TOGETHER_MAX = 128
+"""Most requests that are begun together."""
 SINGLY = 64
 """After reads that could not be answered together, so many are handed over one by one before that is tried again."""
 CONTEXTS_MAX = 1024
@@ -97,10 +100,17 @@ clock now and then, until about this `time.monotonic()`; and how large the repli
 handed over as any request, so none of its replies is an error. Must not block."""
 
 
+BeginTogether = Callable[["Connection", Sequence[Request], Sequence[float | None]], Callable[[], None] | None]
+"""Looks at requests that wait one behind the other, all of one context, with their deadlines, and says how to begin
+them all in one go: by calling what it returns. None: they are to be handed over as any request. They are open when
+they are begun, and their ids may be changed then: the connection knows them by those they came with."""
+
+
 class Server:
     """Listens on any number of addresses for one service.
 
     `read_together`: a quicker way for many reads at once, with the replies that the service would give.
+    `begin_together`: the same for requests that are answered later.
     """
 
     def __init__(
@@ -111,9 +121,11 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         clock: HybridClock | None = None,
         read_together: ReadTogether | None = None,
+        begin_together: BeginTogether | None = None,
     ) -> None:
         self.service = service
         self.read_together = read_together
+        self.begin_together = begin_together
         self.me = me
         self.limits = limits
         self.clock = clock or HybridClock()
@@ -266,7 +278,7 @@ class Connection(asyncio.Protocol):
         self._refusal: Overloaded | None = None
         """What requests are told that come now; None: they are begun."""
         self._late: set[int] = set()
-        self._replies: list[Reply] = []
+        self._replies: list[Reply | RawReply] = []
         self._reply_bytes = 0
         self._reply_bytes_usual = limits.bytes_in_flight_max // OPEN_AT_FIRST
         """What one reply is expected to hold: the average of recent ones."""
@@ -308,6 +320,22 @@ class Connection(asyncio.Protocol):
         are in memory twice.
         """
         self._answer(Reply(request_id, OK, payload), size_bytes)
+
+    def pass_on(self, replies: list[RawReply]) -> None:
+        """Answer requests with replies of another process, which carry the ids of the requests here."""
+        taken = list(map(self._open.pop, [reply.id for reply in replies], repeat(None)))
+        if None in taken:
+            self._late.difference_update(reply.id for reply, request in zip(replies, taken, strict=True) if not request)
+            replies = [reply for reply, request in zip(replies, taken, strict=True) if request]
+            taken = [request for request in taken if request]
+        if not replies:
+            return
+        self._open_bytes -= sum([request[0] for request in taken if request])
+        self._open_reads -= sum([request[2] != _WRITE for request in taken if request])
+        if self._order is not None:
+            for reply in replies:
+                self._order.ended(reply.id)
+        self._put_together(replies, sum([len(reply.payload) for reply in replies]))
 
     def fail(self, request_id: int, error: ShardKVError) -> None:
         """Answer a request with an error."""
@@ -366,15 +394,13 @@ class Connection(asyncio.Protocol):
         self._frames_taken += 1
         self._frame_bytes = len(body)
         share = len(body) // (len(requests) or 1)
-        deadlines: dict[int | None, float | None] = {None: None}
-        for request in requests:
-            if self.peer is None:
-                self._take_hello(request)
-                continue
-            left_ms = request.deadline_ms
-            if left_ms is not None and left_ms not in deadlines:
-                deadlines[left_ms] = self._heard_at + min(left_ms, DEADLINE_MS_MAX) / 1000
-            self._waiting.append((request, deadlines[left_ms], share))
+        if self.peer is None and requests:
+            self._take_hello(requests.pop(0))
+        deadlines = {left_ms: self._deadline_in(left_ms) for left_ms in {request.deadline_ms for request in requests}}
+        self._waiting += [(request, deadlines[request.deadline_ms], share) for request in requests]
+
+    def _deadline_in(self, left_ms: int | None) -> float | None:
+        return None if left_ms is None else self._heard_at + min(left_ms, DEADLINE_MS_MAX) / 1000
 
     def _take_hello(self, request: Request) -> None:
         if request.op != Op.HELLO:
@@ -427,7 +453,7 @@ class Connection(asyncio.Protocol):
         """Take up to `count` frames and requests; False: no more of them can be begun now."""
         waiting, bodies = self._waiting, self._bodies
         for _ in range(count):
-            if len(waiting) > 1 and self._read_together():
+            if len(waiting) > 1 and (self._read_together() or self._begin_together()):
                 return True
             if waiting:
                 self._singly -= 1
@@ -445,7 +471,7 @@ class Connection(asyncio.Protocol):
         read_together = self._server.read_together
         if read_together is None or self._singly > 0 or self._stretch < STRETCH or self._full(1):
             return False
-        reads = self._simple_reads()
+        reads = [request for request, _, _ in self._simple_run(_READS, TOGETHER_MAX)]
         replies, size_bytes = read_together(reads, monotonic() + QUICK_S) if len(reads) > 1 else ((), 0)
         if len(replies) < len(reads) or not reads:
             self._singly = SINGLY
@@ -453,25 +479,64 @@ class Connection(asyncio.Protocol):
             return False
         for _ in replies:
             self._waiting.popleft()
-        self._replies += replies
-        usual, count = self._reply_bytes_usual, len(replies)
-        self._reply_bytes_usual = (usual * STRETCH + size_bytes) // (STRETCH + count)
-        self._reply_bytes += size_bytes
-        self._send_soon()
+        self._put_together(replies, size_bytes)
         return True
 
-    def _simple_reads(self) -> list[Request]:
-        """The reads at the head of the line that nothing stands in the way of."""
+    def _begin_together(self) -> bool:
+        """Begin requests at the head of the line in one go; False: it is not that simple, go on one by one."""
+        begin_together = self._server.begin_together
+        if begin_together is None or self._singly > 0 or self._stretch < STRETCH:
+            return False
+        run = self._simple_run(_KEYED, min(BEGUN_TOGETHER_MAX, self._room()))
+        requests = [request for request, _, _ in run]
+        begin = begin_together(self, requests, [deadline for _, deadline, _ in run]) if len(run) > 1 else None
+        if begin is None:
+            self._singly = len(run)
+            return False
+        ids = [request.id for request in requests]
+        self._open.update([(request.id, (size, deadline, request.op)) for request, deadline, size in run])
+        self._open_bytes += sum([size for _, _, size in run])
+        self._open_reads += sum([request.op != _WRITE for request in requests])
+        for _ in run:
+            self._waiting.popleft()
+        try:
+            begin()
+        except Exception as error:
+            log.exception("requests_failed count=%d", len(ids))
+            for request_id in ids:
+                self.fail(request_id, LocalProtocolError(f"The request failed inside the server: {error!r}."))
+        return True
+
+    def _room(self) -> int:
+        """How many requests more may be open, at least, if they are as large and answered like those before."""
+        open_now = len(self._open)
+        size = self._waiting[0][2] or 1
+        return min(
+            self._requests_max - open_now,
+            (self._limits.bytes_in_flight_max - self._open_bytes) // size,
+            self._reply_bytes_max // (self._reply_bytes_usual or 1) - open_now,
+            self._requests_max if self._writable else 0,
+        )
+
+    def _simple_run(self, ops: frozenset[int], most: int) -> list[tuple[Request, float | None, int]]:
+        """The requests at the head of the line that nothing stands in the way of, all of one context."""
         if self._order is not None or self._refusal is not None or self._server.draining:
             return []
-        now, reads, taken = self._loop.time(), [], set[int]()
-        for request, deadline, _ in islice(self._waiting, TOGETHER_MAX):
+        now, run, taken = self._loop.time(), [], set[int]()
+        ctx = self._waiting[0][0].ctx
+        for entry in islice(self._waiting, max(0, most)):
+            request, deadline, _ = entry
             request_id = request.id
-            if request.op != _READ or request_id in taken or (deadline is not None and deadline <= now):
+            if (
+                request.op not in ops
+                or request.ctx != ctx
+                or request_id in taken
+                or (deadline is not None and deadline <= now)
+            ):
                 break
             taken.add(request_id)
-            reads.append(request)
-        return reads if self._open.keys().isdisjoint(taken) and self._late.isdisjoint(taken) else []
+            run.append(entry)
+        return run if self._open.keys().isdisjoint(taken) and self._late.isdisjoint(taken) else []
 
     def _work_again(self) -> None:
         """Go on after the others were served."""
@@ -540,6 +605,15 @@ class Connection(asyncio.Protocol):
         self._reply_bytes_usual += (size_bytes - self._reply_bytes_usual) >> 3
         self._send_soon()
 
+    def _put_together(self, replies: Sequence[Reply | RawReply], size_bytes: int) -> None:
+        if self._transport is None:
+            return
+        self._replies += replies
+        usual, count = self._reply_bytes_usual, len(replies)
+        self._reply_bytes_usual = (usual * STRETCH + size_bytes) // (STRETCH + count)
+        self._reply_bytes += size_bytes
+        self._send_soon()
+
     def _send_soon(self) -> None:
         """Replies leave at the end of the loop's turn, or at once when they are many bytes."""
         if self._reply_bytes > BATCH_BYTES:
@@ -568,7 +642,7 @@ class Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size() > self._limits.output_bytes_max + self._limits.frame_bytes_max:
             self.cut_off("slow_reader_closed")
 
-    def _fitting(self, reply: Reply) -> list[bytes]:
+    def _fitting(self, reply: Reply | RawReply) -> list[bytes]:
         """The frame of one reply, or of the error that it does not fit in a frame."""
         frames = self._frames([reply])
         if len(frames[0]) <= self._limits.frame_bytes_max + HEADER_BYTES:
@@ -579,7 +653,7 @@ class Connection(asyncio.Protocol):
         )
         return self._frames([error_reply(reply.id, error)])
 
-    def _frames(self, replies: list[Reply]) -> list[bytes]:
+    def _frames(self, replies: list[Reply | RawReply]) -> list[bytes]:
         return encode_frames(self._server.clock.tick(wall_ms()), replies, self._limits.frame_bytes_max)
 
     # Rules
@@ -685,6 +759,8 @@ class Connection(asyncio.Protocol):
 _READ = int(Op.READ)
 _WRITE = int(Op.WRITE)
 """As plain numbers: comparing with a member of an enum takes 15 times as long."""
+_READS = frozenset((_READ,))
+_KEYED = frozenset((_READ, _WRITE))
 _OWN_OPS = frozenset(map(int, (Op.HELLO, Op.PING, Op.CONTEXT)))
 """What a connection answers itself."""
 

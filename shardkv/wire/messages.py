@@ -8,7 +8,7 @@ Sizes of keys and values are checked by `shardkv.wire.checks`, not here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
@@ -403,6 +403,36 @@ def decode_reads(payloads: Sequence[msgspec.Raw]) -> list[Read] | None:
         return _reads_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
     except UNDECODABLE:
         return None
+
+
+class _ReadOfOne(Message):
+    keys: tuple[bytes]
+
+
+class _WriteOfOne(Message):
+    """As far as a key is looked for; what comes after it is not looked at."""
+
+    token: msgspec.Raw
+    conditions: None
+    kinds: msgspec.Raw
+    keys: tuple[bytes]
+
+
+_single_decoders: dict[int, Callable[[msgspec.Raw], _ReadOfOne | _WriteOfOne]] = {
+    int(Op.READ): msgspec.msgpack.Decoder(_ReadOfOne).decode,
+    int(Op.WRITE): msgspec.msgpack.Decoder(_WriteOfOne).decode,
+}
+
+
+def single_keys(requests: Sequence[Request]) -> list[bytes]:
+    """The key of each of these reads and writes. Nothing else in them is looked at: whoever carries them out does.
+
+    Raises InvalidArgument when one of them has not just one key, or has conditions.
+    """
+    try:
+        return [_single_decoders[request.op](request.payload).keys[0] for request in requests]
+    except UNDECODABLE as error:
+        raise InvalidArgument(f"A request is not about one key: {_reason(error)}.") from None
 
 
 def decode_any(payload: msgspec.Raw) -> Any:
