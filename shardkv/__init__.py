@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardkv.client.aio import AsyncClient
-    from shardkv.client.missing import Missing
+    from shardkv.client.missing import Missing, PartialCount, PartialDict
     from shardkv.client.sync import Client
     from shardkv.errors import (
         AuthError,
@@ -86,6 +86,8 @@ __all__ = [
     "Missing",
     "OutcomeUnknown",
     "Overloaded",
+    "PartialCount",
+    "PartialDict",
     "ProtocolError",
     "RemoteProtocolError",
     "RequestError",
@@ -114,6 +116,8 @@ _HOMES = {
     "Client": "shardkv.client.sync",
     "Limits": "shardkv.limits",
     "Missing": "shardkv.client.missing",
+    "PartialCount": "shardkv.client.missing",
+    "PartialDict": "shardkv.client.missing",
     "WriteBatch": "shardkv.write_batch",
 }
 

@@ -52,6 +52,7 @@ class Part:
     """One shard's share of a request. `done` runs once, with the reply's payload or an error.
 
     `repeatable`: whether it may be sent again even when it may have been carried out; None: if it is no write.
+    `waits`: for a shard that is away it is parked; otherwise it ends in ShardUnavailable at once.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Part:
         "pause_s",
         "payload",
         "shard_id",
+        "waits",
     )
 
     def __init__(
@@ -77,8 +79,10 @@ class Part:
         done: OnDone,
         *,
         repeatable: bool | None = None,
+        waits: bool = True,
     ) -> None:
         self.op = op
+        self.waits = waits
         self._repeatable = repeatable
         self.payload = payload
         self.shard_id = shard_id
@@ -231,7 +235,7 @@ class Forwarder:
     # Parking
 
     def _park(self, part: Part) -> None:
-        if self._draining or self._expired(part, self._loop.time()):
+        if self._draining or not part.waits or self._expired(part, self._loop.time()):
             self._give_up(part)
             return
         if self._parked_bytes + part.size_bytes > self._options.parked_bytes_max:

@@ -1,7 +1,8 @@
 """Splitting a request over shards and gathering the answers into one reply.
 
 Invariant: the reply is formed once, when the last part has ended. A read fails whole when one part fails (the error
-names the shard); a write reports what became of each operation, shard by shard.
+names the shard), unless it may be partial: then shards that are away are missing from it, and named. A write reports
+what became of each operation, shard by shard.
 """
 
 from __future__ import annotations
@@ -13,9 +14,20 @@ from typing import Any
 
 import msgspec
 
-from shardkv.errors import BatchTooLarge, InvalidArgument, OutcomeUnknown, RemoteProtocolError, ShardKVError
+from shardkv.errors import (
+    BatchTooLarge,
+    DeadlineExceeded,
+    InvalidArgument,
+    OutcomeUnknown,
+    RemoteProtocolError,
+    ShardKVError,
+    ShardUnavailable,
+    UnavailableError,
+)
+from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
+    PartialReadReply,
     PayloadDecoder,
     Read,
     ReadReply,
@@ -30,6 +42,8 @@ from shardkv.wire.messages import (
 
 SHARDS_NAMED = 5
 """In an error message."""
+DISPENSABLE = (UnavailableError, OutcomeUnknown, DeadlineExceeded)
+"""What makes a shard missing from a partial answer, at once. One that is moving is asked again, as for any answer."""
 
 Split = list[tuple[int, list[int]]]
 """(shard id, indexes of its keys in the request), shards in token order, indexes ascending."""
@@ -79,11 +93,17 @@ class ReadGather:
                 self._fail(answer)
             elif self._fits(len(answer)):
                 self._take(indexes, answer)
-            self._left -= 1
-            if not self._left:
-                self._done(self._error or ReadReply(self._values, self._versions))
+            self._ended_one()
 
         return ended
+
+    def _ended_one(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._done(self._error or self._reply())
+
+    def _reply(self) -> ReadReply:
+        return ReadReply(self._values, self._versions)
 
     def _take(self, indexes: list[int], answer: msgspec.Raw) -> None:
         values = _understood(decode_read_reply, answer, lambda reply: reply.values, len(indexes))
@@ -110,6 +130,40 @@ class ReadGather:
     def _fail(self, error: ShardKVError) -> None:
         self._error = self._error or error
         self._values = [None] * len(self._values)
+
+
+class PartialReadGather(ReadGather):
+    """Gathers a read that does without shards that are away."""
+
+    def __init__(
+        self,
+        count: int,
+        parts: int,
+        bytes_max: int,
+        done: Callable[[ReadReply | ShardKVError], None],
+        *,
+        versions: bool = False,
+    ) -> None:
+        super().__init__(count, parts, bytes_max, done, versions=versions)
+        self._missing: list[int] = []
+        self._problems: list[ShardProblem] = []
+
+    def part_of(self, shard: ShardDocument, indexes: list[int]) -> Callable[[msgspec.Raw | ShardKVError], None]:
+        """The callback of the part that asked `shard` for the keys at `indexes`."""
+        ended = self.part(indexes)
+
+        def ended_or_missing(answer: msgspec.Raw | ShardKVError) -> None:
+            if isinstance(answer, DISPENSABLE):
+                self._missing += indexes
+                self._problems.append(missing_shard(shard, answer))
+                self._ended_one()
+            else:
+                ended(answer)
+
+        return ended_or_missing
+
+    def _reply(self) -> ReadReply:
+        return PartialReadReply(self._values, self._versions, sorted(self._missing), self._problems)
 
 
 class WriteGather:
@@ -155,6 +209,20 @@ def _understood(decode: PayloadDecoder, answer: msgspec.Raw, column: Callable[[A
     except InvalidArgument:
         return None
     return found if len(found) == count else None
+
+
+def missing_shard(shard: ShardDocument, error: ShardKVError) -> ShardProblem:
+    """Why what a shard has is missing from a partial answer; the detail has its tokens."""
+    error = as_read(error)
+    detail = {**error.detail, "shard": shard.id, "start": shard.start, "stop": shard.stop}
+    return ShardProblem(shard.id, error.code, error.message, detail, error.hint)
+
+
+def as_read(error: ShardKVError) -> ShardKVError:
+    """Reading changes nothing: an unknown outcome is just a shard that was away."""
+    if isinstance(error, OutcomeUnknown):
+        return ShardUnavailable(f"A node went away while it was read: {error.message}")
+    return error
 
 
 def one_shard(view: KeyspaceView, keys: Sequence[bytes], others: Sequence[bytes]) -> int:

@@ -26,11 +26,13 @@ from shardkv.wire.messages import (
     Message,
     Op,
     PayloadDecoder,
+    ShardProblem,
     decode_count_reply,
     decode_delete_range_reply,
     raw,
 )
 from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.gathering import DISPENSABLE, missing_shard
 from shardkv_router.scanning import all_of
 
 SHARDS_AT_ONCE = 16
@@ -49,13 +51,25 @@ class Ranges:
     async def count(
         self, view: KeyspaceView, asked: Count, deadline: float | None, unwanted: Callable[[], bool]
     ) -> CountReply:
-        """All keys of the range. Ends early, with an error nobody reads, once the answer is `unwanted`."""
+        """All keys of the range, or, when it may be partial, of the shards that could be counted to their ends. Ends
+        early, with an error nobody reads, once the answer is `unwanted`."""
         left = iter(view.shards_in(asked.start, asked.stop))
+        problems: list[ShardProblem] = []
+
+        async def count_one(shard: ShardDocument) -> int:
+            try:
+                return await self._count_shard(shard.id, asked, deadline, unwanted)
+            except DISPENSABLE as error:
+                if not asked.partial:
+                    raise
+                problems.append(missing_shard(shard, error))
+                return 0
 
         async def count_some() -> int:
-            return sum([await self._count_shard(shard.id, asked, deadline, unwanted) for shard in left])
+            return sum([await count_one(shard) for shard in left])
 
-        return CountReply(sum(await all_of([count_some() for _ in range(SHARDS_AT_ONCE)])), None)
+        total = sum(await all_of([count_some() for _ in range(SHARDS_AT_ONCE)]))
+        return CountReply(total, None, problems)
 
     async def _count_shard(
         self, shard_id: int, asked: Count, deadline: float | None, unwanted: Callable[[], bool]
@@ -63,7 +77,9 @@ class Ranges:
         total, start = 0, asked.start
         while not unwanted():
             step = Count(start, asked.stop)
-            reply: CountReply = await self._ask(Op.COUNT, step, shard_id, deadline, decode_count_reply)
+            reply: CountReply = await self._ask(
+                Op.COUNT, step, shard_id, deadline, decode_count_reply, waits=not asked.partial
+            )
             total += reply.count
             if reply.frontier is None:
                 return total
@@ -159,6 +175,7 @@ class Ranges:
         decode: PayloadDecoder,
         *,
         repeatable: bool = True,
+        waits: bool = True,
     ) -> Any:
         """The answer of a shard's node. Raises what the node or the forwarder says."""
         ended: asyncio.Future[msgspec.Raw | ShardKVError] = self._loop.create_future()
@@ -167,7 +184,7 @@ class Ranges:
             if not ended.done():
                 ended.set_result(answer)
 
-        self._forwarder.send(Part(op, raw(step), shard_id, deadline, done, repeatable=repeatable))
+        self._forwarder.send(Part(op, raw(step), shard_id, deadline, done, repeatable=repeatable, waits=waits))
         answer = await ended
         if isinstance(answer, ShardKVError):
             raise answer

@@ -23,14 +23,14 @@ from shardkv.errors import (
     RemoteProtocolError,
     RoutingError,
     ShardKVError,
-    ShardUnavailable,
     UnavailableError,
 )
 from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.peer import Peer
-from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, ShardProblem, decode_page, raw, reply_error
+from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, decode_page, raw, reply_error
 from shardkv_router.forwarding import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S, Forwarder, last_moment
+from shardkv_router.gathering import DISPENSABLE, as_read, missing_shard
 from shardkv_router.links import NodeLinks
 from shardkv_router.merge import merge_pages
 from shardkv_router.options import RouterOptions
@@ -43,8 +43,6 @@ PAGE_MARGIN = 1.1
 """Nodes are asked for a little more than their share, so that uneven shares still fill the page."""
 _AWAY = (RoutingError, UnavailableError, OutcomeUnknown)
 """What a shard says, or is said of it, that can be asked later."""
-_DISPENSABLE = (UnavailableError, OutcomeUnknown, DeadlineExceeded)
-"""What makes a shard missing from a partial page, at once. One that is moving is asked again, as for any page."""
 
 
 class Scanner:
@@ -65,13 +63,13 @@ class Scanner:
         patience = now + self._options.park_ms / 1000
         answer_by = patience if deadline is None else last_moment(deadline, now)
         last, pause_s = min(patience, answer_by), REFUSED_PAUSE_S
-        may_miss = _DISPENSABLE if scan.partial else ()
+        may_miss = DISPENSABLE if scan.partial else ()
         while True:
             try:
                 return await self._attempt(topology().keyspace(keyspace), scan, answer_by, may_miss)
             except _AWAY as error:
                 if self._loop.time() + pause_s >= last:
-                    raise _as_read(error) from error
+                    raise as_read(error) from error
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, REFUSED_PAUSE_MOST_S)
 
@@ -101,7 +99,7 @@ class Scanner:
         page = merge_pages(pages, reverse=scan.reverse, limit=scan.limit, bytes_max=bytes_max, keys_only=scan.keys_only)
         for answer, owned in zip(answers, by_node.values(), strict=True):
             if isinstance(answer, ShardKVError):
-                page.problems += [_problem(shard, answer) for shard in owned]
+                page.problems += [missing_shard(shard, answer) for shard in owned]
         return page
 
     async def _in_turn(self, shards: list[ShardDocument], scan: Scan, deadline: float, may_miss: Errors) -> Page:
@@ -119,7 +117,7 @@ class Scanner:
                 page.frontier = _far_end(turn[number - 1], reverse=scan.reverse)
                 return page
             if isinstance(found, ShardKVError):
-                page.problems.append(_problem(shard, found))
+                page.problems.append(missing_shard(shard, found))
                 continue
             page.keys += found.keys
             if page.values is not None:
@@ -196,21 +194,7 @@ def _checked_page(reply: RawReply | ShardKVError, node: str, asked: list[int]) -
     return page
 
 
-def _problem(shard: ShardDocument, error: ShardKVError) -> ShardProblem:
-    """Why the rows of a shard are missing, with its tokens."""
-    error = _as_read(error)
-    detail = {**error.detail, "shard": shard.id, "start": shard.start, "stop": shard.stop}
-    return ShardProblem(shard.id, error.code, error.message, detail, error.hint)
-
-
 def _far_end(shard: ShardDocument, *, reverse: bool) -> bytes | None:
     """The frontier of a page that covered the whole of a shard of a range keyspace."""
     bound = shard.start if reverse else shard.stop
     return bound if isinstance(bound, bytes) else None
-
-
-def _as_read(error: ShardKVError) -> ShardKVError:
-    """A scan changes nothing: an unknown outcome is just a shard that was away."""
-    if isinstance(error, OutcomeUnknown):
-        return ShardUnavailable(f"A node went away during a scan: {error.message}")
-    return error

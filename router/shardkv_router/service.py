@@ -25,21 +25,29 @@ from shardkv.wire.messages import (
     DeleteRange,
     Op,
     Page,
-    Read,
+    PartialRead,
     ReadReply,
     Request,
     Scan,
     Write,
     decode_count,
     decode_delete_range,
-    decode_read,
+    decode_partial_read,
     decode_scan,
     decode_write,
     single_keys,
 )
 from shardkv_router.bundles import Bundle
 from shardkv_router.forwarding import Forwarder, Part
-from shardkv_router.gathering import ReadGather, WriteGather, one_shard, read_part, split_by_shard, write_part
+from shardkv_router.gathering import (
+    PartialReadGather,
+    ReadGather,
+    WriteGather,
+    one_shard,
+    read_part,
+    split_by_shard,
+    write_part,
+)
 from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
 
@@ -136,9 +144,12 @@ class RouterService:
 
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)
-        read: Read = decode_read(request.payload)
+        read: PartialRead = decode_partial_read(request.payload)
         keys = read.keys
         check_read(keys, self._limits)
+        if read.partial:
+            self._read_in_part(connection, request, view, read, deadline)
+            return
         if len(keys) == 1:
             self._forward(connection, request, view.shard_for(keys[0]).id, deadline)
             return
@@ -156,6 +167,28 @@ class RouterService:
         for shard_id, indexes in split:
             payload = read_part(read, indexes)
             self._forwarder.send(Part(Op.READ, payload, shard_id, deadline, gather.part(indexes)))
+
+    def _read_in_part(
+        self,
+        connection: Connection,
+        request: Request,
+        view: KeyspaceView,
+        read: PartialRead,
+        deadline: float | None,
+    ) -> None:
+        """Answer without the shards that are away, and wait for none."""
+        split = split_by_shard(view, read.keys)
+        gather = PartialReadGather(
+            len(read.keys),
+            len(split),
+            self._limits.frame_bytes_max,
+            partial(_answer, connection, request.id),
+            versions=read.want_versions,
+        )
+        for shard_id, indexes in split:
+            done = gather.part_of(self.topology.shards[shard_id], indexes)
+            part = Part(Op.READ, read_part(read, indexes), shard_id, deadline, done, waits=False)
+            self._forwarder.send(part)
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)

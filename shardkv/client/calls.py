@@ -30,6 +30,8 @@ from shardkv.wire.messages import (
     OK,
     Conditions,
     Op,
+    PartialRead,
+    PartialReadReply,
     RawReply,
     Read,
     ReadReply,
@@ -39,6 +41,7 @@ from shardkv.wire.messages import (
     WriteReply,
     WriteResult,
     decode_page,
+    decode_partial_read_reply,
     decode_read_reply,
     decode_write_reply,
     raw,
@@ -131,7 +134,10 @@ class ReadCall(Call):
         self._parts = [(0, len(keys))]
 
     def take(self, payload: msgspec.Raw) -> None:
-        reply: ReadReply = decode_read_reply(payload)
+        self.take_reply(decode_read_reply(payload))
+
+    def take_reply(self, reply: ReadReply) -> None:
+        """An answer came, and was decoded."""
         start, stop = self._parts.pop()
         if len(reply.values) != stop - start:
             raise RemoteProtocolError(f"The reply has {len(reply.values)} values for {stop - start} keys.")
@@ -179,6 +185,40 @@ class VersionedReadCall(ReadCall):
         if len(self.versions) != len(self.keys):
             raise RemoteProtocolError("The reply to a read of versions does not have one for each key.")
         super()._done()
+
+
+class PartialReadCall(ReadCall):
+    """Values of keys, and versions when they are wanted, without those of shards that cannot be read now."""
+
+    __slots__ = ("_with_versions", "lacking", "problems", "versions")
+
+    def __init__(self, keys: list[bytes], *, with_versions: bool) -> None:
+        super().__init__(keys)
+        self._with_versions = with_versions
+        self.versions: list[int] = []
+        self.lacking: set[int] = set()
+        """The places of keys that were not read."""
+        self.problems: list[ShardProblem] = []
+        """Why."""
+        self._ask_next()
+
+    def take(self, payload: msgspec.Raw) -> None:
+        reply: PartialReadReply = decode_partial_read_reply(payload)
+        start, _ = self._parts[-1]
+        if (reply.missing or reply.problems) and not (
+            reply.problems and max(reply.missing, default=len(reply.values)) < len(reply.values)
+        ):
+            raise RemoteProtocolError("A partial reply does not say which keys are missing, or not why.")
+        self.lacking.update(start + place for place in reply.missing)
+        self.problems += reply.problems
+        self.take_reply(reply)
+
+    def take_versions(self, versions: list[int]) -> None:
+        self.versions += versions
+
+    def _ask_next(self) -> None:
+        start, stop = self._parts[-1]
+        self._payload = raw(PartialRead(self.keys[start:stop], self._with_versions, partial=True))
 
 
 class PageCall(Call):

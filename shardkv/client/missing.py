@@ -1,12 +1,17 @@
-"""What a partial result lacks: of which shards, in which range of keys, and why."""
+"""Partial results, and what they lack: of which shards, in which range of keys, and why."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 from shardkv.errors import InvalidArgument, ShardKVError, from_wire
 from shardkv.topology.documents import HASH_TOKENS
 from shardkv.wire.messages import ShardProblem
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 FAIL, PARTIAL = "fail", "partial"
 """The values of `on_shard_error`."""
@@ -24,6 +29,29 @@ class Missing:
     (`shardkv.topology.tokens.hash_token`) is in it. None in a range keyspace: there [start, stop) says it all."""
     error: ShardKVError
     """Why."""
+
+
+class PartialDict(dict[Key, Value]):
+    """What could be read, by key. A key that could not is not in it; one that does not exist is, with None."""
+
+    __slots__ = ("missing",)
+
+    def __init__(self, items: Iterable[tuple[Key, Value]] = (), missing: Sequence[Missing] = ()) -> None:
+        super().__init__(items)
+        self.missing = list(missing)
+        """Of which shards keys were asked for that could not be read, each shard once; empty: all were read."""
+
+
+class PartialCount(int):
+    """How many keys the shards hold that could be counted."""
+
+    missing: list[Missing]
+    """What was not counted; empty: all was."""
+
+    def __new__(cls, count: int = 0, missing: Sequence[Missing] = ()) -> Self:
+        made = super().__new__(cls, count)
+        made.missing = list(missing)
+        return made
 
 
 def missing_of(problem: ShardProblem, start: bytes, stop: bytes | None) -> Missing:

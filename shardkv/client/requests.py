@@ -10,12 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, compress
 from typing import TypeVar
 
 from shardkv.client.arguments import Decode, Out, to_amount, to_column, to_ttl_ms, to_version
-from shardkv.client.calls import EXISTED, Call, ReadCall, VersionedReadCall, WriteCall
+from shardkv.client.calls import EXISTED, Call, PartialReadCall, ReadCall, VersionedReadCall, WriteCall
 from shardkv.client.deleting import DeleteRangeCall
+from shardkv.client.missing import Missing, PartialCount, PartialDict, missing_of
 from shardkv.client.scan import check_limit, to_bounds
 from shardkv.errors import BatchTooLarge, InvalidArgument, RemoteProtocolError
 from shardkv.limits import MIB, Limits
@@ -100,6 +101,15 @@ def get_many(keys: Sequence[str] | Sequence[bytes], limits: Limits, *, with_vers
     return [kind(column[part]) for part in _parts(column, [], limits)]
 
 
+def get_some(
+    keys: Sequence[str] | Sequence[bytes], limits: Limits, *, with_version: bool = False
+) -> list[PartialReadCall]:
+    """Read many keys, without those of shards that are away; `some_by_key` puts the answers together."""
+    column = to_column(keys, "key")
+    _check_columns(column, [], limits)
+    return [PartialReadCall(column[part], with_versions=with_version) for part in _parts(column, [], limits)]
+
+
 def put_many(
     mapping: Mapping[str, Text] | Mapping[bytes, Text], limits: Limits, *, ttl: float | None = None
 ) -> list[WriteCall]:
@@ -172,12 +182,23 @@ def _batch_conditions(if_versions: Mapping[str, int] | Mapping[bytes, int] | Non
     return Conditions(keys, [to_version(version) for version in if_versions.values()]) if keys else None
 
 
-def count(start: Text, stop: Text | None, prefix: Text | None, limits: Limits) -> list[Call]:
+def count(start: Text, stop: Text | None, prefix: Text | None, limits: Limits, *, partial: bool = False) -> list[Call]:
     """Count a range; no call for an empty one."""
     low, high = to_bounds(start, stop, prefix, limits)
     if high is not None and low >= high:
         return []
-    return [Call(Op.COUNT, raw(Count(low, high)), decode_count_reply)]
+    return [Call(Op.COUNT, raw(Count(low, high, partial)), decode_count_reply)]
+
+
+def counted(
+    calls: Sequence[Call], start: Text, stop: Text | None, prefix: Text | None, limits: Limits, *, partial: bool
+) -> int | PartialCount:
+    """What `count` of this range returns."""
+    total: int = sum(call.result.count for call in calls)
+    if not partial:
+        return total
+    low, high = to_bounds(start, stop, prefix, limits)
+    return PartialCount(total, [missing_of(problem, low, high) for call in calls for problem in call.result.problems])
 
 
 def delete_range(
@@ -215,6 +236,44 @@ def versioned_by_key(
     """What `get_many` with versions returns."""
     rows = chain.from_iterable(versioned(call, decode) for call in calls)
     return dict(zip(keys, rows, strict=True))
+
+
+def some_by_key(
+    keys: Sequence[Key], calls: Sequence[PartialReadCall], decode: Decode[Out]
+) -> PartialDict[Key, Out | None]:
+    """What a partial `get_many` returns: what was read, by key as given, in order of asking, and what was not."""
+    values = chain.from_iterable(call.values for call in calls)
+    found = zip(keys, values, strict=True)
+    return PartialDict(
+        ((key, None if value is None else decode(value)) for key, value in compress(found, _was_read(calls))),
+        _missing_of_reads(calls),
+    )
+
+
+def some_versioned_by_key(
+    keys: Sequence[Key], calls: Sequence[PartialReadCall], decode: Decode[Out]
+) -> PartialDict[Key, tuple[Out, int] | None]:
+    """What a partial `get_many` with versions returns."""
+    values = chain.from_iterable(call.values for call in calls)
+    versions = chain.from_iterable(call.versions for call in calls)
+    found = zip(keys, values, versions, strict=True)
+    return PartialDict(
+        (
+            (key, None if value is None else (decode(value), version))
+            for key, value, version in compress(found, _was_read(calls))
+        ),
+        _missing_of_reads(calls),
+    )
+
+
+def _was_read(calls: Sequence[PartialReadCall]) -> Iterator[bool]:
+    return (place not in call.lacking for call in calls for place in range(len(call.keys)))
+
+
+def _missing_of_reads(calls: Sequence[PartialReadCall]) -> list[Missing]:
+    """Each shard once, whole: the keys of a read lie anywhere in it."""
+    problems = {problem.shard: problem for call in calls for problem in call.problems}
+    return [missing_of(problem, b"", None) for problem in problems.values()]
 
 
 def versioned(call: ReadCall, decode: Decode[Out]) -> list[tuple[Out, int] | None]:

@@ -28,6 +28,7 @@ from shardkv.client.arguments import (
 )
 from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
 from shardkv.client.calls import Call, State, raise_failure, settle
+from shardkv.client.missing import PartialCount, PartialDict, wants_partial
 from shardkv.client.pool import Pool, closed_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
 from shardkv.client.scan_rows import Scan, keys_of, pairs_of
@@ -173,20 +174,60 @@ class Client(Generic[Out]):
 
     @overload
     def get_many(
-        self, keys: Iterable[Key], *, with_version: Literal[False] = ..., timeout: float | None = ...
+        self,
+        keys: Iterable[Key],
+        *,
+        with_version: Literal[False] = ...,
+        on_shard_error: Literal["fail"] = ...,
+        timeout: float | None = ...,
     ) -> dict[Key, Out | None]: ...
     @overload
     def get_many(
-        self, keys: Iterable[Key], *, with_version: Literal[True], timeout: float | None = ...
+        self,
+        keys: Iterable[Key],
+        *,
+        with_version: Literal[True],
+        on_shard_error: Literal["fail"] = ...,
+        timeout: float | None = ...,
     ) -> dict[Key, tuple[Out, int] | None]: ...
+    @overload
     def get_many(
-        self, keys: Iterable[Key], *, with_version: bool = False, timeout: float | None = None
+        self,
+        keys: Iterable[Key],
+        *,
+        with_version: Literal[False] = ...,
+        on_shard_error: Literal["partial"],
+        timeout: float | None = ...,
+    ) -> PartialDict[Key, Out | None]: ...
+    @overload
+    def get_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        with_version: Literal[True],
+        on_shard_error: Literal["partial"],
+        timeout: float | None = ...,
+    ) -> PartialDict[Key, tuple[Out, int] | None]: ...
+    def get_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        with_version: bool = False,
+        on_shard_error: Literal["fail", "partial"] = "fail",
+        timeout: float | None = None,
     ) -> dict[Key, Out | None] | dict[Key, tuple[Out, int] | None]:
         """The values of `keys`, by key as given, in order of asking; None where there is none.
 
-        `with_version`: (value, version) for each.
+        `with_version`: (value, version) for each. `on_shard_error`: with "partial" keys of shards that cannot be read
+        now are left out of the dict, without waiting for them; its `missing` says which shards these are, and why.
         """
         asked = requests.listed(keys)
+        if wants_partial(on_shard_error):
+            parts = requests.get_some(asked, self._limits, with_version=with_version)
+            self._run(parts, timeout)
+            if with_version:
+                return requests.some_versioned_by_key(asked, parts, self._decode)
+            return requests.some_by_key(asked, parts, self._decode)
         calls = requests.get_many(asked, self._limits, with_version=with_version)
         self._run(calls, timeout)
         if with_version:
@@ -314,21 +355,44 @@ class Client(Generic[Out]):
         )
         return Scan(plan, self._pages(plan, timeout), pairs_of(self._decode))
 
+    @overload
+    def count(
+        self,
+        start: Text = ...,
+        stop: Text | None = ...,
+        *,
+        prefix: Text | None = ...,
+        on_shard_error: Literal["fail"] = ...,
+        timeout: float | None = ...,
+    ) -> int: ...
+    @overload
+    def count(
+        self,
+        start: Text = ...,
+        stop: Text | None = ...,
+        *,
+        prefix: Text | None = ...,
+        on_shard_error: Literal["partial"],
+        timeout: float | None = ...,
+    ) -> PartialCount: ...
     def count(
         self,
         start: Text = b"",
         stop: Text | None = None,
         *,
         prefix: Text | None = None,
+        on_shard_error: Literal["fail", "partial"] = "fail",
         timeout: float | None = None,
-    ) -> int:
+    ) -> int | PartialCount:
         """How many keys are in [start, stop); `prefix` narrows the range. The nodes count, within one timeout for all.
 
-        As with a scan, a key that is written or deleted meanwhile may be counted or not.
+        As with a scan, a key that is written or deleted meanwhile may be counted or not. `on_shard_error`: with
+        "partial" only the shards that can be counted now are; the `missing` of the number says what it lacks.
         """
-        calls = requests.count(start, stop, prefix, self._limits)
+        partial = wants_partial(on_shard_error)
+        calls = requests.count(start, stop, prefix, self._limits, partial=partial)
         self._run(calls, timeout)
-        return sum(call.result.count for call in calls)
+        return requests.counted(calls, start, stop, prefix, self._limits, partial=partial)
 
     def delete_range(
         self,

@@ -155,6 +155,12 @@ class ReadReply(Message):
     """With `want_versions`: one for each value, 0 where there is none."""
 
 
+class PartialRead(Read):
+    """A read that a router may answer without the shards it cannot reach. Apart, so that a plain read stays short."""
+
+    partial: bool = False
+
+
 class Token(Message):
     """An idempotency token: who asked, and the number of the asking."""
 
@@ -185,13 +191,21 @@ class Write(Message):
 
 
 class ShardProblem(Message):
-    """Why the operations of one shard were not applied, or are not known to be."""
+    """Why the operations of one shard were not applied, or are not known to be; or why it could not be read."""
 
     shard: int
     code: str
     message: str
     detail: dict[str, Any]
     hint: str
+
+
+class PartialReadReply(ReadReply):
+    """What could be read. `problems` are as those of a Page."""
+
+    missing: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)] = []
+    """The places, ascending, of the keys that were not read; their values are nil, too."""
+    problems: list[ShardProblem] = []
 
 
 class WriteReply(Message):
@@ -240,6 +254,8 @@ class Count(Message):
 
     start: bytes
     stop: bytes | None
+    partial: bool = False
+    """To a router: leave out shards that cannot be counted now, and name them, instead of failing."""
 
 
 class CountReply(Message):
@@ -247,6 +263,8 @@ class CountReply(Message):
 
     count: int
     frontier: bytes | None
+    problems: list[ShardProblem] = []
+    """Shards that were not counted, as those of a Page; only when `partial` was asked for."""
 
 
 class DeleteRange(Message):
@@ -360,9 +378,9 @@ class PayloadDecoder:
 
     __slots__ = ("_decode", "_name")
 
-    def __init__(self, kind: type[Message]) -> None:
+    def __init__(self, kind: type[Message], name: str = "") -> None:
         self._decode = msgspec.msgpack.Decoder(kind).decode
-        self._name = kind.__name__.lower()
+        self._name = name or kind.__name__.lower()
 
     def __call__(self, payload: msgspec.Raw) -> Any:
         try:
@@ -379,6 +397,8 @@ decode_hello = PayloadDecoder(Hello)
 decode_context = PayloadDecoder(Context)
 decode_read = PayloadDecoder(Read)
 decode_read_reply = PayloadDecoder(ReadReply)
+decode_partial_read = PayloadDecoder(PartialRead, "read")
+decode_partial_read_reply = PayloadDecoder(PartialReadReply)
 decode_write = PayloadDecoder(Write)
 decode_write_reply = PayloadDecoder(WriteReply)
 decode_scan = PayloadDecoder(Scan)

@@ -1,10 +1,18 @@
 import msgspec
 import pytest
 
-from shardkv.errors import BatchTooLarge, InvalidArgument, OutcomeUnknown, RemoteProtocolError, ShardUnavailable
+from shardkv.errors import (
+    BatchTooLarge,
+    InvalidArgument,
+    OutcomeUnknown,
+    RemoteProtocolError,
+    ShardUnavailable,
+    WrongShard,
+)
 from shardkv.topology.placement import place_keyspace
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
+    PartialReadReply,
     Read,
     ReadReply,
     Write,
@@ -14,7 +22,15 @@ from shardkv.wire.messages import (
     decode_write,
     raw,
 )
-from shardkv_router.gathering import ReadGather, WriteGather, one_shard, read_part, split_by_shard, write_part
+from shardkv_router.gathering import (
+    PartialReadGather,
+    ReadGather,
+    WriteGather,
+    one_shard,
+    read_part,
+    split_by_shard,
+    write_part,
+)
 
 VIEW = KeyspaceView(
     "default", "range", place_keyspace("default", "range", shards=1, split_at=[b"h", b"p"], nodes=["n"], first_id=1)
@@ -55,6 +71,35 @@ def test_a_read_fails_whole_with_the_error_of_its_shard() -> None:
     gather.part([0])(problem)
     gather.part([1])(raw(ReadReply([b"x"])))
     assert answers == [problem]
+
+
+def test_a_partial_read_lacks_the_keys_of_shards_that_are_away_and_names_them() -> None:
+    answers: list[PartialReadReply] = []
+    gather = PartialReadGather(5, 3, 1000, answers.append, versions=True)  # type: ignore[arg-type]
+    first, second, third = VIEW.shards
+    gather.part_of(third, [0])(OutcomeUnknown("The connection broke."))
+    gather.part_of(first, [1, 3, 4])(ShardUnavailable("Shard 1 is away.", detail={"node": "n"}))
+    gather.part_of(second, [2])(raw(ReadReply([b"v"], [7])))
+    (reply,) = answers
+    assert (reply.values, reply.versions, reply.missing) == (
+        [None, None, b"v", None, None],
+        [0, 0, 7, 0, 0],
+        [0, 1, 3, 4],
+    )
+    assert [(problem.shard, problem.code) for problem in reply.problems] == [
+        (3, "shard_unavailable"),
+        (1, "shard_unavailable"),
+    ]
+    assert reply.problems[1].detail == {"node": "n", "shard": 1, "start": b"", "stop": b"h"}
+
+
+@pytest.mark.parametrize("error", [BatchTooLarge("Too much."), WrongShard("Not mine.")])
+def test_a_partial_read_fails_for_what_is_no_absence(error: Exception) -> None:
+    answers: list[object] = []
+    gather = PartialReadGather(2, 2, 1000, answers.append)
+    gather.part_of(VIEW.shards[0], [0])(error)  # type: ignore[arg-type]
+    gather.part_of(VIEW.shards[1], [1])(raw(ReadReply([b"x"])))
+    assert answers == [error]
 
 
 def test_a_read_that_would_not_fit_into_a_frame_is_refused_and_not_kept() -> None:

@@ -23,7 +23,8 @@ from shardkv.wire.messages import (
     Kind,
     Op,
     Page,
-    Read,
+    PartialRead,
+    PartialReadReply,
     ReadReply,
     Request,
     Scan,
@@ -33,7 +34,7 @@ from shardkv.wire.messages import (
     WriteResult,
     decode_count,
     decode_delete_range,
-    decode_read,
+    decode_partial_read,
     decode_scan,
     decode_write,
 )
@@ -55,7 +56,7 @@ class DictRouter:
         """The next request of this operation is carried out, and the connection cut instead of an answer."""
         self.delay_s: Callable[[Op], float] = lambda op: 0.0
         self.lost_keys: dict[bytes, ShardProblem] = {}
-        """Writes of these keys are refused (or of unknown outcome) with this problem."""
+        """Writes of these keys are refused (or of unknown outcome) with this problem; partial reads lack them."""
         self.requests: list[Op] = []
         self.used_connections: set[Connection] = set()
         """All connections that ever sent a request."""
@@ -127,21 +128,32 @@ class DictRouter:
 
     def _answer(self, op: Op, request: Request) -> object:
         if op is Op.READ:
-            read: Read = decode_read(request.payload)
-            versions = [self.versions.get(key, 0) for key in read.keys] if read.want_versions else None
-            return ReadReply([self.store.get(key) for key in read.keys], versions)
+            return self._read(decode_partial_read(request.payload))
         if op is Op.WRITE:
             return self._write(decode_write(request.payload))
         if op is Op.SCAN:
             return self._scan(decode_scan(request.payload))
         if op is Op.COUNT:
             count: Count = decode_count(request.payload)
-            return CountReply(len(self._keys(count.start, count.stop)), None)
+            keys = self._keys(count.start, count.stop)
+            lost = {key: self.lost_keys[key] for key in keys if count.partial and key in self.lost_keys}
+            return CountReply(len(keys) - len(lost), None, list(lost.values()))
         if op is Op.DELETE_RANGE:
             return self._delete_range(decode_delete_range(request.payload))
         if op is Op.STATUS:
             return {"nodes": []}
         raise unknown_operation(op)
+
+    def _read(self, read: PartialRead) -> ReadReply:
+        values = [self.store.get(key) for key in read.keys]
+        versions = [self.versions.get(key, 0) for key in read.keys] if read.want_versions else None
+        if not read.partial:
+            return ReadReply(values, versions)
+        missing = [place for place, key in enumerate(read.keys) if key in self.lost_keys]
+        for place in missing:
+            values[place] = None
+        problems = {read.keys[place]: self.lost_keys[read.keys[place]] for place in missing}
+        return PartialReadReply(values, versions, missing, list(problems.values()))
 
     def _delete_range(self, asked: DeleteRange) -> DeleteRangeReply:
         keys = self._keys(asked.start, asked.stop)

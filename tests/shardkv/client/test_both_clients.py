@@ -66,6 +66,54 @@ def test_many_keys(db):
     assert db.delete_many(iter([])) == 0
 
 
+AWAY = ShardProblem(7, "shard_unavailable", "Shard 7 is away.", {"start": 2**40, "stop": None}, "")
+
+
+def test_a_partial_read_has_what_could_be_read_and_says_what_it_lacks(db, router):
+    version = db.put("a", "1")
+    db.put_many({"lost": "2", "c": "3"})
+    router.lost_keys = {b"lost": AWAY}
+    found = db.get_many(["c", "lost", "none", "a"], on_shard_error="partial")
+    assert list(found.items()) == [("c", b"3"), ("none", None), ("a", b"1")]
+    (missing,) = found.missing
+    assert (missing.shard, missing.start, missing.stop, missing.tokens) == (7, b"", None, (2**40, 2**64))
+    assert isinstance(missing.error, ShardUnavailable)
+    both = db.get_many([b"lost", b"a"], on_shard_error="partial", with_version=True)
+    assert both == {b"a": (b"1", version)}
+    assert [one.shard for one in both.missing] == [7]
+    whole = db.get_many(["a"], on_shard_error="partial")
+    assert (whole, whole.missing) == ({"a": b"1"}, [])
+    assert db.get_many(["lost"]) == {"lost": b"2"}
+
+
+def test_a_partial_read_of_many_requests_names_a_shard_once(db, router):
+    keys = [f"k{number:04}" for number in range(2500)]
+    db.put_many(dict.fromkeys(keys, "v"))
+    router.lost_keys = {key.encode(): AWAY for key in keys[::1000]}
+    found = db.get_many(keys, on_shard_error="partial")
+    assert list(found) == [key for number, key in enumerate(keys) if number % 1000]
+    assert [missing.shard for missing in found.missing] == [7]
+
+
+def test_a_partial_count_is_a_number_that_says_what_it_lacks(db, router):
+    db.put_many({"a": "1", "b": "2", "c": "3"})
+    router.lost_keys = {b"b": AWAY}
+    found = db.count("a", "c", on_shard_error="partial")
+    assert found == 1
+    assert [(missing.shard, missing.start, missing.stop) for missing in found.missing] == [(7, b"a", b"c")]
+    assert db.count("c", on_shard_error="partial").missing == []
+    assert db.count("d", "d", on_shard_error="partial") == 0
+    assert db.count() == 3
+
+
+def test_what_to_do_without_a_shard_is_checked(db, router):
+    with pytest.raises(InvalidArgument, match="on_shard_error"):
+        db.get_many(["k"], on_shard_error="ignore")
+    with pytest.raises(InvalidArgument, match="on_shard_error"):
+        db.count(on_shard_error="ignore")
+    assert router.requests == []
+
+
 def test_compare_and_set(db, router):
     first = db.put("k", "1", if_absent=True)
     assert db.get("k", with_version=True) == (b"1", first)
