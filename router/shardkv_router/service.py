@@ -1,5 +1,5 @@
 """What a router answers: reads and writes forwarded or split and gathered, scan pages, ranges counted and deleted, the
-cluster's status.
+cluster's status, and where keys are, for clients that ask nodes by themselves.
 
 Invariant: a request whose keys all lie in one shard is forwarded as it came, its payload neither decoded twice nor
 encoded again. The router keeps no data and no state of a client beyond its open requests.
@@ -17,6 +17,7 @@ import msgspec
 
 from shardkv.errors import InvalidArgument, LocalProtocolError, ShardKVError
 from shardkv.limits import Limits
+from shardkv.topology.routes import tell_routes
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.server import Connection, unknown_operation
 from shardkv.wire.checks import check_range, check_read, check_write
@@ -28,13 +29,17 @@ from shardkv.wire.messages import (
     PartialRead,
     ReadReply,
     Request,
+    RoutesAsked,
+    RoutesReply,
     Scan,
     Write,
     decode_count,
     decode_delete_range,
     decode_partial_read,
+    decode_routes,
     decode_scan,
     decode_write,
+    raw,
     single_keys,
 )
 from shardkv_router.bundles import Bundle
@@ -75,13 +80,17 @@ class RouterService:
             Op.COUNT: self._count,
             Op.DELETE_RANGE: self._delete_range,
             Op.STATUS: self._status,
+            Op.ROUTES: self._routes,
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self.topology = Topology()
+        self._routes_told: dict[str, msgspec.Raw] = {}
+        """By keyspace, as of this topology."""
         self.counts = dict.fromkeys(self._handlers, 0)
 
     def update(self, topology: Topology) -> None:
         self.topology = topology
+        self._routes_told.clear()
 
     def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
         handler = self._handlers.get(request.op)  # type: ignore[call-overload]
@@ -241,6 +250,19 @@ class RouterService:
 
     def _status(self, connection: Connection, request: Request, deadline: float | None) -> None:
         self._later(connection, request.id, self._cluster_status())
+
+    def _routes(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        keyspace = self._keyspace_name(connection, request)
+        asked: RoutesAsked = decode_routes(request.payload)
+        cluster = self.topology.cluster
+        if cluster is not None and (asked.cluster_id, asked.revision) == (cluster.cluster_id, self.topology.revision):
+            self.topology.keyspace(keyspace)
+            _answer(connection, request.id, RoutesReply(cluster.cluster_id, self.topology.revision))
+            return
+        told = self._routes_told.get(keyspace)
+        if told is None:
+            told = self._routes_told[keyspace] = raw(tell_routes(self.topology, keyspace))
+        _answer(connection, request.id, told)
 
     def _later(self, connection: Connection, request_id: int, answer: Any) -> None:
         """Answer with what a coroutine returns or raises."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -41,6 +41,7 @@ class Op(IntEnum):
     COUNT = 13
     DELETE_RANGE = 14
     STATUS = 20
+    ROUTES = 21
     META_READ = 30
     META_TXN = 31
     META_WATCH = 32
@@ -76,6 +77,7 @@ ERROR = 1
 Column = Annotated[list[bytes], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
 Versions = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
+IntColumn = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 OptionalColumn = Annotated[list[bytes | None], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
 
 
@@ -203,7 +205,7 @@ class ShardProblem(Message):
 class PartialReadReply(ReadReply):
     """What could be read. `problems` are as those of a Page."""
 
-    missing: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)] = []
+    missing: IntColumn = []
     """The places, ascending, of the keys that were not read; their values are nil, too."""
     problems: list[ShardProblem] = []
 
@@ -280,6 +282,29 @@ class DeleteRangeReply(Message):
 
     deleted: int
     frontier: bytes | None
+
+
+class RoutesAsked(Message):
+    """Where the keys of the keyspace are, unless that is what the asker knows: the routes of this revision."""
+
+    cluster_id: str | None
+    revision: int
+
+
+class RoutesReply(Message):
+    """A keyspace's shards in token order, a row in each column, and their nodes. No `partition`: they are as known."""
+
+    cluster_id: str
+    revision: int
+    partition: Literal["hash", "range"] | None = None
+    starts: Annotated[list[int | bytes], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)] = []
+    """First tokens: numbers in a hash keyspace, keys in a range keyspace. A shard stops where the next one starts."""
+    shards: IntColumn = []
+    epochs: IntColumn = []
+    owners: IntColumn = []
+    """Places in `nodes`."""
+    nodes: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)] = []
+    """(name, HOST:PORT); an empty address: it has none yet."""
 
 
 class MetaRead(Message):
@@ -407,6 +432,8 @@ decode_count = PayloadDecoder(Count)
 decode_count_reply = PayloadDecoder(CountReply)
 decode_delete_range = PayloadDecoder(DeleteRange)
 decode_delete_range_reply = PayloadDecoder(DeleteRangeReply)
+decode_routes = PayloadDecoder(RoutesAsked, "routes")
+decode_routes_reply = PayloadDecoder(RoutesReply)
 decode_meta_read = PayloadDecoder(MetaRead)
 decode_meta_txn = PayloadDecoder(MetaTxn)
 decode_meta_txn_reply = PayloadDecoder(MetaTxnReply)
