@@ -17,6 +17,7 @@ import msgspec
 
 from shardkv.errors import InvalidArgument, RemoteProtocolError, ShardKVError, ShardUnavailable
 from shardkv.topology.documents import ShardDocument
+from shardkv.topology.gathering import DISPENSABLE, missing_shard
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
     Count,
@@ -32,7 +33,6 @@ from shardkv.wire.messages import (
     raw,
 )
 from shardkv_router.forwarding import Forwarder, Part
-from shardkv_router.gathering import DISPENSABLE, missing_shard
 from shardkv_router.scanning import all_of
 
 SHARDS_AT_ONCE = 16

@@ -26,11 +26,11 @@ from shardkv.errors import (
     UnavailableError,
 )
 from shardkv.topology.documents import ShardDocument
+from shardkv.topology.gathering import DISPENSABLE, as_read, missing_shard
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.peer import Peer
 from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, decode_page, raw, reply_error
 from shardkv_router.forwarding import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S, Forwarder, last_moment
-from shardkv_router.gathering import DISPENSABLE, as_read, missing_shard
 from shardkv_router.links import NodeLinks
 from shardkv_router.merge import merge_pages
 from shardkv_router.options import RouterOptions

@@ -17,6 +17,15 @@ import msgspec
 
 from shardkv.errors import InvalidArgument, LocalProtocolError, ShardKVError
 from shardkv.limits import Limits
+from shardkv.topology.gathering import (
+    PartialReadGather,
+    ReadGather,
+    WriteGather,
+    one_shard,
+    read_part,
+    split_by_shard,
+    write_part,
+)
 from shardkv.topology.routes import tell_routes
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.server import Connection, unknown_operation
@@ -44,15 +53,6 @@ from shardkv.wire.messages import (
 )
 from shardkv_router.bundles import Bundle
 from shardkv_router.forwarding import Forwarder, Part
-from shardkv_router.gathering import (
-    PartialReadGather,
-    ReadGather,
-    WriteGather,
-    one_shard,
-    read_part,
-    split_by_shard,
-    write_part,
-)
 from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
 

@@ -9,6 +9,15 @@ from shardkv.errors import (
     ShardUnavailable,
     WrongShard,
 )
+from shardkv.topology.gathering import (
+    PartialReadGather,
+    ReadGather,
+    WriteGather,
+    one_shard,
+    read_part,
+    split_by_shard,
+    write_part,
+)
 from shardkv.topology.placement import place_keyspace
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
@@ -21,15 +30,6 @@ from shardkv.wire.messages import (
     decode_read,
     decode_write,
     raw,
-)
-from shardkv_router.gathering import (
-    PartialReadGather,
-    ReadGather,
-    WriteGather,
-    one_shard,
-    read_part,
-    split_by_shard,
-    write_part,
 )
 
 VIEW = KeyspaceView(
