@@ -22,6 +22,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from shardkv_node.engine.columns import (
+    DELETE,
     NO_EXPIRY,
     PUT,
     PUT_EXPIRING,
@@ -271,7 +272,8 @@ def unpack_cells(keys: list[bytes], cells: list[bytes]) -> Columns:
     kinds = bytes(map(_kind_of, cells))
     versions = b"".join([cell[8:0:-1] for cell in cells])
     if PUT_EXPIRING not in kinds:
-        values = [cell[CELL_HEADER_BYTES:] for cell in cells]
+        deletes = kinds.count(DELETE) == len(cells)
+        values = [b""] * len(cells) if deletes else [cell[CELL_HEADER_BYTES:] for cell in cells]
         return Columns(keys, collapse(kinds, 1), collapse(versions, 8), NO_EXPIRY, values)
     expiring = [kind == PUT_EXPIRING for kind in kinds]
     values = [

@@ -24,7 +24,6 @@ from shardkv_node.engine.columns import (
     PUT_EXPIRING,
     Columns,
     concat,
-    expand_kinds,
     expand_u64,
     pack_u64,
 )
@@ -35,6 +34,7 @@ ROWS_EXAMINED_MAX = 16 * 1024
 """A page ends after about this many rows, live or not: so a desert of deletes never holds up the caller."""
 
 _LIVE = bytes(kind in (PUT, PUT_EXPIRING) for kind in range(256))
+_DEAD = bytes(not live for live in _LIVE)
 _NOT_DELETED = bytes(kind != DELETE for kind in range(256))
 
 
@@ -245,46 +245,38 @@ def _frontier_after(edge: bytes, start: bytes, stop: bytes | None, *, reverse: b
 def _live_rows(parts: list[Columns], *, reverse: bool, keys_only: bool) -> tuple[list[bytes], list[bytes]]:
     """Keys and values of the live rows of one round, in the order of the page. May return lists of a part itself."""
     if len(parts) == 1:
-        keys, values, kinds = parts[0].keys, parts[0].values, parts[0].kinds
-    elif all(part.kinds == PUT for part in parts):
-        keys, values = _newest_puts(parts, keys_only=keys_only)
-        kinds = PUT
+        keys, values = _living(parts[0])[:2]
     else:
-        keys, values, kinds = _newest_without_versions(parts, keys_only=keys_only)
-    if not isinstance(kinds, int):
-        live = kinds.translate(_LIVE)
-        if 0 in live:
-            keys = list(compress(keys, live))
-            values = list(compress(values, live))
-    elif not _LIVE[kinds]:
-        return [], []
+        newest = _newest_living(parts, keys_only=keys_only)
+        keys = sorted(newest)
+        values = [] if keys_only else list(map(newest.__getitem__, keys))
     if keys_only:
         values = []
     return (keys[::-1], values[::-1]) if reverse else (keys, values)
 
 
-def _newest_puts(parts: list[Columns], *, keys_only: bool) -> tuple[list[bytes], list[bytes]]:
-    """Of parts without deletes: no position needs to be kept, the newer value takes the place of the older."""
-    if keys_only:
-        return sorted(set().union(*(part.keys for part in parts))), []
+def _newest_living(parts: list[Columns], *, keys_only: bool) -> dict[bytes, bytes]:
+    """The value of each key whose newest row is live; something else in its place with `keys_only`."""
     newest: dict[bytes, bytes] = {}
     for part in parts:
-        newest.update(zip(part.keys, part.values, strict=True))
-    keys = sorted(newest)
-    return keys, list(map(newest.__getitem__, keys))
+        keys, values, dead = _living(part)
+        newest.update(zip(keys, keys if keys_only else values, strict=True))
+        if dead:
+            ended = newest.keys() & dead
+            if len(ended) == len(newest):
+                newest.clear()
+            else:
+                for key in ended:
+                    del newest[key]
+    return newest
 
 
-def _newest_without_versions(parts: list[Columns], *, keys_only: bool) -> tuple[list[bytes], list[bytes], int | bytes]:
-    all_keys: list[bytes] = []
-    all_values: list[bytes] = []
-    for part in parts:
-        all_keys += part.keys
-        if not keys_only:
-            all_values += part.values
-    keys, rows = newest_rows(all_keys)
-    kinds = parts[0].kinds
-    if not isinstance(kinds, int) or any(part.kinds != kinds for part in parts):
-        all_kinds = b"".join(expand_kinds(part.kinds, len(part)) for part in parts)
-        kinds = bytes(map(all_kinds.__getitem__, rows))
-    values = [] if keys_only else list(map(all_values.__getitem__, rows))
-    return keys, values, kinds
+def _living(part: Columns) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """Keys and values of the rows that are live, and the keys of the others."""
+    keys, values, kinds = part.keys, part.values, part.kinds
+    if isinstance(kinds, int):
+        return (keys, values, []) if _LIVE[kinds] else ([], [], keys)
+    live = kinds.translate(_LIVE)
+    if 0 not in live:
+        return keys, values, []
+    return list(compress(keys, live)), list(compress(values, live)), list(compress(keys, kinds.translate(_DEAD)))
