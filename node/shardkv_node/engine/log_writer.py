@@ -73,7 +73,18 @@ def join_payloads(payloads: Sequence[bytes]) -> list[bytes]:
 class LogWriter:
     """One open segment. `offset` is where the next group goes; `number` is the segment's."""
 
-    __slots__ = ("_ahead_bytes", "_file", "_reserve_at", "_write", "hlc", "number", "offset", "path", "synced_offset")
+    __slots__ = (
+        "_ahead_bytes",
+        "_file",
+        "_mark_end",
+        "_reserve_at",
+        "_write",
+        "hlc",
+        "number",
+        "offset",
+        "path",
+        "synced_offset",
+    )
 
     def __init__(self, file: WritableFile, path: str, number: int, hlc: int) -> None:
         self._file = file
@@ -83,6 +94,7 @@ class LogWriter:
         self.hlc = hlc
         self.offset = file.offset
         self.synced_offset = file.offset
+        self._mark_end = 0
         self._ahead_bytes = 0
         """How much of the file is kept reserved ahead of `offset`, 0: nothing is."""
         self._reserve_at = _NEVER
@@ -172,9 +184,14 @@ class LogWriter:
         if offset > self.synced_offset:
             self.synced_offset = offset
 
+    @property
+    def needs_sync(self) -> bool:
+        """It holds something that is not known to be on disk, other than a mark at its end."""
+        return self.synced_offset < self.offset != self._mark_end
+
     def mark(self, hlc: int) -> None:
-        """Append a sync mark."""
-        self.append_payload(b"", hlc)
+        """Append a sync mark. It need not be synced, but no later group may say that it was."""
+        self._mark_end = self.append_payload(b"", hlc)
 
     def close(self) -> None:
         self._file.close()

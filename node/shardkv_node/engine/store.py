@@ -345,7 +345,7 @@ class Store(StoreTablets):
 
     def schedule_sync(self) -> None:
         """Have the log synced once the interval has passed, and again as long as something is not."""
-        if self._syncing is None and self._log.synced_offset < self._log.offset:
+        if self._syncing is None and self._log.needs_sync:
             target = self.sync_target()
 
             def ended(error: StorageError | None) -> None:
@@ -374,7 +374,7 @@ class Store(StoreTablets):
 
     def sync_due(self) -> bool:
         """Whether the durability mode asks for a sync before the group in flight is applied."""
-        return self.options.durability == "always" and self._log.synced_offset < self._log.offset
+        return self.options.durability == "always" and self._log.needs_sync
 
     def sync_target(self) -> SyncTarget:
         """The sync to run now. At most one at a time."""
@@ -400,7 +400,7 @@ class Store(StoreTablets):
 
         def look(_: StorageError | None) -> None:
             self._mark_pending = False
-            if self.closed or self.health.poisoned or self._log.synced_offset < self._log.offset:
+            if self.closed or self.health.poisoned or self._log.needs_sync:
                 return  # in the last case a sync is to come, and then this again
             if self._log is log and log.offset == offset:
                 self._mark()
@@ -411,13 +411,10 @@ class Store(StoreTablets):
 
     def _mark(self) -> None:
         """Say in the log that all of it is synced. The mark itself need not be: it carries nothing."""
-        log = self._log
         try:
-            log.mark(self._tick())
+            self._log.mark(self._tick())
         except StorageError as error:
             self.health.poison(error)
-            return
-        log.note_synced(log.offset)
 
     # --- reading ---
 

@@ -12,9 +12,11 @@ import google_crc32c
 import pytest
 
 from shardkv.errors import Corruption, StorageError, StoreMismatch, UnsupportedFormat
+from shardkv_node.engine.columns import PUT
 from shardkv_node.engine.identity import identity_text
 from shardkv_node.engine.store import Store
-from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
+from shardkv_node.engine.write import Write
+from tests.node.engine.crash_vfs import SECTOR_BYTES, CrashVfs, keep_everything, keep_nothing, keep_some
 from tests.node.engine.store_driver import STORE, TINY, Driver, Rows, commit, open_store, random_operations, scan
 
 WRITES = 45
@@ -256,3 +258,14 @@ def test_what_a_log_has_reserved_is_seen_after_a_crash_and_gone_after_a_close(ke
     log = again._log
     again.close()
     assert after.size(log.path) == log.offset
+
+
+def test_a_mark_that_was_lost_before_a_kept_group_is_no_damage() -> None:
+    options = replace(TINY, memtable_bytes_max=1 << 20)
+    for size in range(SECTOR_BYTES - 180, SECTOR_BYTES - 80):  # so that the mark lies across the end of a sector
+        vfs = CrashVfs()
+        driver = Driver(open_store(vfs, options))
+        driver.write([(b"k", b"v" * size)])
+        driver.store.log_group([Write(driver.tablet, [b"x"], PUT, [b"y"])])
+        for keep in (keep_everything, keep_nothing, keep_some(1, 50), keep_some(2, 50)):
+            assert scan(open_store(vfs.crash(keep)), driver.tablet)[b"k"] == b"v" * size
