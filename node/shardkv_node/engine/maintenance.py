@@ -75,7 +75,7 @@ class Generation:
     memtables: dict[int, Memtable]
     """Per tablet that had writes."""
     upto: dict[int, int]
-    """Per such tablet, its last seqno in this generation."""
+    """Per tablet with writes in the log that no table had then, its last seqno."""
     resident_bytes: int
 
 

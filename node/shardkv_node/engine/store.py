@@ -630,10 +630,12 @@ class Store(StoreTablets):
         segments = [*self._closed_segments, (old.number, old.offset)]
         self._closed_segments = []
         written = [tablet for tablet in self._tablets.values() if len(tablet.active)]
+        flushed = {number: tablet.flushed_seqno for number, tablet in self._state.tablets.items()}
         generation = Generation(
             segments=segments,
             next_segment=self._log.number,
-            upto={tablet.number: tablet.last_seqno for tablet in written},
+            # Of all that logged anything, also writes that left no row: the segments go, and with them the seqnos.
+            upto={n: tablet.last_seqno for n, tablet in self._tablets.items() if tablet.last_seqno > flushed[n]},
             memtables={tablet.number: tablet.freeze() for tablet in written},
             resident_bytes=self._active_bytes,
         )

@@ -336,3 +336,15 @@ def test_the_log_clock_does_not_go_back_when_the_wall_clock_does() -> None:
 
     readings = [run(5_000_000), run(4_000_000), run(4_500_000)]
     assert readings == sorted(set(readings))
+
+
+def test_a_write_of_no_operations_is_nothing_the_next_open_stumbles_over() -> None:
+    vfs = CrashVfs()
+    store = open_store(vfs, ROOMY)
+    tablet, other = store.create_tablet(b"t"), store.create_tablet(b"other")
+    commit(store, tablet, [])
+    commit(store, other, [(b"k", b"v")])
+    store.flush()  # the segment with the empty write goes
+    commit(store, tablet, [(b"k", b"v")])
+    store.close()
+    assert scan(open_store(vfs, ROOMY), tablet) == {b"k": b"v"}
