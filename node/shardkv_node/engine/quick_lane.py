@@ -7,7 +7,8 @@ grants the lane *credit*: so many bytes, for so long. A put that the credit does
 Invariants:
   - a put is logged as a group of its own, then applied; `write` has returned before the put does;
   - nothing that the credit was granted on changes without `revoke`: the log segment and the memtable, a snapshot's
-    claim to the rows as they were, a fence, the health of the store, and, in the interval mode, the sync under way;
+    claim to the rows as they were, a fence, the term and the health of the store, and, in the interval mode, the sync
+    under way;
   - what the lane wrote is part of the sums of store and memtable only after `revoke`, which returns it.
 
 A put that must be synced before it is acknowledged is logged here by `log`, and synced and applied by the owner, as a
@@ -65,10 +66,7 @@ class QuickLane:
         self, tablet: Tablet, term: int, log: LogWriter, clock: HybridClock, now_ms: Callable[[], int], health: Health
     ) -> None:
         self._tablet = tablet
-        self._term = term
-        self._versions = make_version(term, 0)
-        self._stamp = PUT << 64 | self._versions
-        """The header of a cell, as one number, for seqno 0."""
+        self._set_term(term)
         self._log = log
         self._clock = clock
         self._now_ms = now_ms
@@ -83,6 +81,12 @@ class QuickLane:
         self._credit = 0
         self._log_credit = 0
         self._until = 0
+
+    def _set_term(self, term: int) -> None:
+        self._term = term
+        self._versions = make_version(term, 0)
+        self._stamp = PUT << 64 | self._versions
+        """The header of a cell, as one number, for seqno 0."""
 
     def put(self, key: bytes, value: bytes) -> int:
         """Log and apply one put; returns its version, or 0 when it must go through a group.
@@ -165,12 +169,14 @@ class QuickLane:
         """The tablet takes no writes now."""
         return self._tablet.fenced
 
-    def grant(self, log: LogWriter, credit: int, *, synced: bool) -> None:
+    def grant(self, log: LogWriter, term: int, credit: int, *, synced: bool) -> None:
         """Let puts through that take so many bytes of memory together: by `put`, or by `log` when they are to be
         `synced`. Requires: the credit before was revoked."""
         tablet = self._tablet
         if tablet.last_seqno + credit > SEQNO_MAX:
             return
+        if term != self._term:
+            self._set_term(term)
         self._log = log
         self._cells = tablet.active.cells
         self._parts = tablet.active.full_parts

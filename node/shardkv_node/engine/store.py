@@ -309,7 +309,7 @@ class Store(StoreTablets):
             or lane.fenced
             or (durability != "always" and lane.watched)
         ):
-            lane.grant(self._log, credit, synced=durability == "always")
+            lane.grant(self._log, self.term, credit, synced=durability == "always")
 
     def apply_quick_put(self, lane: QuickLane, key: bytes, value: bytes, version: int) -> None:
         """Make a put visible that went by `lane.log` and is synced."""
@@ -461,7 +461,6 @@ class Store(StoreTablets):
         if refusal is not None:
             raise refusal
         self._require_idle()
-        self._end_quick_puts()
         if self.memory_rows:
             self._freeze()
         else:
@@ -606,6 +605,7 @@ class Store(StoreTablets):
 
     def _freeze(self) -> None:
         """Close the segment, start the next, and hand the memtables to a flush. A failure poisons the store."""
+        self._end_quick_puts()
         old = self._log
         try:
             old.trim()

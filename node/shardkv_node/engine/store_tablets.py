@@ -286,6 +286,7 @@ class StoreTablets(Reads):
         except BaseException:
             found.abandon()
             raise
+        self._end_quick_puts()
         tablet = self._new_tablet(self._state.next_tablet, label, found.last_seqno)
         also: list[Edit] = [] if term == self.term else [TermEdit(term)]
         also.append(self.maintenance.numbers_after(found.metas))

@@ -26,6 +26,7 @@ from tests.node.engine.crash_vfs import CrashVfs, keep_everything
 from tests.node.engine.store_driver import STORE, commit, open_store, scan
 from tests.node.engine.test_engine import GatedVfs
 from tests.node.engine.test_group_commit import Interrupted, queued
+from tests.node.engine.test_store import paused_store
 
 OPTIONS = Options(durability="os", workers=0, disk_reserve_bytes=0, scrub_bytes_per_s=0)
 
@@ -438,3 +439,36 @@ def test_a_put_after_close_or_in_a_forked_child_is_refused(tmp_path: Path) -> No
         engine.put(b"e", b"5")
     with Engine.open(tmp_path, workers=0) as again:
         assert list(again.scan(keys_only=True)) == [b"a", b"b", b"d"]
+
+
+def test_a_flush_for_a_split_ends_the_credit_of_a_lane_to_another_tablet() -> None:
+    store, runner = paused_store(CrashVfs(), OPTIONS)
+    tablet, split = store.create_tablet(b"t"), store.create_tablet(b"split")
+    commit(store, split, [(b"k", b"v")])
+    lane = store.quick_lane(tablet)
+    group = store.log_group([Write(tablet, [b"first"], PUT, [b"1"])])
+    store.split_tablet_by_token(split, 1 << 63, (b"left", b"right"))  # it waits for the group
+    store.apply_group(group)
+    assert runner.waiting
+    version = lane.put(b"k", b"1") or commit(store, tablet, [(b"k", b"1")]).version
+    runner.run_all()
+    assert store.get_versioned(tablet, b"k") == (b"1", version)
+
+
+def test_versions_of_quick_puts_rise_after_an_import_has_raised_the_term() -> None:
+    vfs = CrashVfs()
+    for _ in range(3):
+        world = Lane(vfs=vfs)
+        world.store.flush()
+        world.store.close()
+    world = Lane(vfs=vfs)
+    world.store.flush()
+    world.store.export_tablet(world.tablet, "/exports/one")
+    files = {path: vfs.read_all(path) for path in vfs.files if path.startswith("/exports/one/")}
+    other = Lane()
+    other.vfs.make_dirs("/exports/one")
+    for path, data in files.items():
+        other.vfs.replace(path, data)
+    other.store.import_tablet("/exports/one", b"imported")
+    versions = [other.group(b"k", b"1"), other.lane.put(b"k", b"2"), other.group(b"k", b"3")]
+    assert versions == sorted(versions) and versions[1]
