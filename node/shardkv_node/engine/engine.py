@@ -74,14 +74,26 @@ class Engine(Reader):
         with self._mutex:
             self._store = Store.open(directory, options, post=self._post, vfs=vfs)
             self._store.on_progress = self._progress.notify_all
-            self._reads = self._store
-            label_to_tablet = {label: number for number, label in self._store.tablets.items()}
-            found = label_to_tablet.get(LABEL)
-            self._tablet = self._store.create_tablet(LABEL) if found is None else found
+        self._reads = self._store
+        self._tablet = self._find_tablet()
+        with self._mutex:
             self._commits = GroupCommit(self._store, self._tablet, self._mutex, self._progress)
             self._rows = self._store.row_cache(self._tablet)
         self._known = self._rows.values.get
         forks.watch(self)
+
+    def _find_tablet(self) -> int:
+        """The one tablet of an embedded store, made when there is none. If it cannot be made, the store is closed."""
+        store = self._store
+        try:
+            with self._mutex:
+                label_to_tablet = {label: number for number, label in store.tablets.items()}
+                return label_to_tablet[LABEL] if LABEL in label_to_tablet else store.create_tablet(LABEL)
+        except BaseException:
+            store.stop_background()  # without the mutex, as in `close`
+            with self._mutex:
+                store.close()
+            raise
 
     def __enter__(self) -> Engine:
         return self

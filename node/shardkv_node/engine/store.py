@@ -562,6 +562,8 @@ class Store(StoreTablets):
     def _close_files(self) -> None:
         self.maintenance.close_files()
         self._log.close()
+        if self._syncing is not None:  # a segment that is done, and whose sync was still to come
+            self._syncing.close()
 
     # --- inside ---
 

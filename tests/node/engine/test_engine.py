@@ -16,6 +16,7 @@ from shardkv.errors import (
     InvalidKey,
     InvalidRange,
     KeyTooLarge,
+    StorageError,
     StoreClosed,
     StoreLocked,
     ValueTooLarge,
@@ -268,3 +269,32 @@ def test_an_engine_in_interval_mode_syncs_without_further_writes(tmp_path: Path)
 )
 def test_a_prefix_ends_where_the_next_one_begins(prefix: bytes, end: bytes | None) -> None:
     assert prefix_end(prefix) == end
+
+
+def test_an_open_that_failed_anywhere_lets_go_of_the_lock() -> None:
+    def try_to_open(vfs: CrashVfs) -> bool:
+        try:
+            Engine.open("/data/store", vfs=vfs, workers=0, disk_reserve_bytes=0).close()
+        except StorageError:
+            return False
+        return True
+
+    whole = CrashVfs()
+    Engine.open("/data/store", vfs=whole, workers=0, disk_reserve_bytes=0)
+    failed = 0
+    for n in range(1, whole.operations + 1):
+        vfs = CrashVfs()
+        vfs.fail_at(n)
+        failed += not try_to_open(vfs)
+        assert try_to_open(vfs), n  # StoreLocked is a StorageError
+    assert failed > 40
+
+
+@pytest.mark.parametrize("durability", ["always", "interval", "os"])
+def test_a_closed_engine_holds_no_descriptor(tmp_path: Path, durability: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with Engine.open(tmp_path, durability=durability, sync_interval_ms=60_000, workers=0) as engine:
+        engine.put("a", "1")
+        engine.flush()  # in the interval mode the first segment still waits for its sync
+        engine.put("b", "2")
+    assert len(os.listdir("/proc/self/fd")) == before
