@@ -116,8 +116,13 @@ class Worker:
 
 
 def _read_jobs(requests: BinaryIO, inbox: Inbox) -> None:
-    while (body := read_message(requests)) is not None:
-        inbox.put(decode_job(body))
+    try:
+        while (body := read_message(requests)) is not None:
+            inbox.put(decode_job(body))
+    except Exception as error:  # noqa: BLE001
+        # No job of this release: the program was replaced while its store was open. Nobody may wait for an answer.
+        print(f"The storage worker does not understand its store: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     os._exit(0)
 
 

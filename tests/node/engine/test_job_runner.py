@@ -24,7 +24,14 @@ from shardkv_node.engine.job import CompactionInput, CompactionJob, FlushJob, Jo
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.vfs import OsVfs
-from shardkv_node.engine.worker_protocol import Outcome, decode_job, decode_reply, encode_job, encode_reply
+from shardkv_node.engine.worker_protocol import (
+    Outcome,
+    decode_job,
+    decode_reply,
+    encode_job,
+    encode_reply,
+    write_message,
+)
 from tests.node.engine.tables import open_table, options, read_all, write_table
 
 CRASH_ONCE = """
@@ -111,6 +118,20 @@ def test_a_worker_does_jobs_and_ends_with_the_runner(tmp_path: Path) -> None:
         assert psutil.Process(pid).nice() > psutil.Process().nice()
     assert not psutil.pid_exists(pid)
     assert owner.posted.empty()
+
+
+def test_a_worker_that_is_told_what_it_does_not_know_ends_instead_of_standing_there() -> None:
+    process = subprocess.Popen(job_runner.WORKER_COMMAND, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None and process.stderr is not None
+    try:
+        write_message(process.stdin, msgspec.msgpack.encode(["a job of another release"]))
+        assert process.wait(30) == 1
+        assert b"does not understand its store" in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stderr.close()
 
 
 def test_without_workers_jobs_run_inline(tmp_path: Path) -> None:
