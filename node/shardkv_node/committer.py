@@ -19,6 +19,7 @@ from time import monotonic
 from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.admission import overloaded
+from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Group, Write
 
@@ -35,6 +36,10 @@ GROUP_SHARE = 2
 """One part in so many of the requests a connection may have unanswered may be in one group: its sync may take long."""
 GROUP_BYTES = 8 * 1024 * 1024
 """A group is closed at about this size: it bounds how long one sync, and everyone behind it, takes."""
+
+_Deadlines = Sequence[float | None]
+_Queued = tuple[Write | Puts, _Deadlines, int]
+"""What waits, the deadline of each write in it, and its bytes."""
 
 
 class Committer:
@@ -53,7 +58,9 @@ class Committer:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._on_fatal = on_fatal
-        self._queue: deque[tuple[Write, float | None, int]] = deque()
+        self._queue: deque[_Queued] = deque()
+        self._queued = 0
+        """Writes in it, each put of a `Puts` for one."""
         self._queued_bytes = 0
         self._busy = False
         self._form_due = False
@@ -71,23 +78,33 @@ class Committer:
 
         Raises Overloaded, and what the store refuses writes with.
         """
+        self._submit(write, (deadline,), WRITE_BYTES + OPERATION_BYTES * len(write.keys))
+
+    def submit_puts(self, puts: Puts, deadlines: _Deadlines) -> None:
+        """As `submit`, for many puts, each with its deadline. What fails is told as the writes that `apart` makes.
+
+        Raises as `submit` does; then none is queued.
+        """
+        self._submit(puts, deadlines, (WRITE_BYTES + OPERATION_BYTES) * len(puts))
+
+    def _submit(self, write: Write | Puts, deadlines: _Deadlines, overhead_bytes: int) -> None:
         refusal = self._store.write_refusal()
         if refusal is not None:
             if self._store.health.poisoned:
                 self._on_fatal(refusal)
             raise refusal
-        size = sum(map(len, write.values)) + sum(map(len, write.keys))
-        size += WRITE_BYTES + OPERATION_BYTES * len(write.keys)
-        if self._queued_bytes >= self._standing_bytes_max or len(self._queue) >= self._standing_writes_max:
+        size = sum(map(len, write.values)) + sum(map(len, write.keys)) + overhead_bytes
+        if self._queued_bytes >= self._standing_bytes_max or self._queued + len(deadlines) > self._standing_writes_max:
             self._mind_the_crowd(size)
-        self._queue.append((write, deadline, size))
+        self._queue.append((write, deadlines, size))
+        self._queued += len(deadlines)
         self._queued_bytes += size
         self._schedule()
 
     @property
     def _crowded(self) -> bool:
         """More waits than may in a queue that stands; one write alone always may."""
-        waiting = len(self._queue)
+        waiting = self._queued
         return waiting > self._standing_writes_max or (waiting > 1 and self._queued_bytes > self._standing_bytes_max)
 
     def _mind_the_crowd(self, size: int) -> None:
@@ -117,14 +134,18 @@ class Committer:
             return
         refusal = self._overloaded(stands_s)
         while self._crowded:
-            write, _, size = self._queue.pop()
-            self._queued_bytes -= size
-            _finish(write, refusal)
+            write, deadlines, size = self._queue.pop()
+            if isinstance(write, Puts):
+                self._queue += _apart(write, deadlines, size)
+            else:
+                self._queued -= 1
+                self._queued_bytes -= size
+                _finish(write, refusal)
 
     def _overloaded(self, stands_s: float) -> Overloaded:
         """Come back after as long as the queue stands already: nothing else is known about how long it will."""
         return overloaded(
-            f"{len(self._queue)} writes of {self._queued_bytes} bytes are waiting for the disk on this node.",
+            f"{self._queued} writes of {self._queued_bytes} bytes are waiting for the disk on this node.",
             retry_after_s=max(STANDING_S, stands_s),
         )
 
@@ -153,19 +174,26 @@ class Committer:
             self._refused(writes, error)
             return
         self.groups += 1
-        self.writes += len(writes)
+        self.writes += sum(len(write) if isinstance(write, Puts) else 1 for write in writes)
         self._busy = True
         self._store.sync_group(group, lambda error: self._synced(group, error))
 
-    def _take(self) -> list[Write]:
+    def _take(self) -> list[Write | Puts]:
         """The next writes whose deadline has not passed, up to the size of a group."""
-        now, size_left = self._loop.time(), GROUP_BYTES
-        writes: list[Write] = []
-        while self._queue and size_left > 0 and len(writes) < self._group_writes_max:
-            write, deadline, size = self._queue.popleft()
+        now, size_left, left = self._loop.time(), GROUP_BYTES, self._group_writes_max
+        queue = self._queue
+        writes: list[Write | Puts] = []
+        while queue and size_left > 0 and left > 0:
+            write, deadlines, size = queue.popleft()
+            late = any(deadline is not None and deadline <= now for deadline in deadlines)
+            if isinstance(write, Puts) and (late or len(deadlines) > left):
+                queue.extendleft(reversed(_apart(write, deadlines, size)))
+                continue
+            left -= len(deadlines)
             size_left -= size
+            self._queued -= len(deadlines)
             self._queued_bytes -= size
-            if deadline is not None and deadline <= now:
+            if late:
                 _finish(write, DeadlineExceeded("The deadline passed while the write waited on its node."))
             else:
                 writes.append(write)
@@ -185,7 +213,7 @@ class Committer:
             return
         self._schedule()
 
-    def _refused(self, writes: Sequence[Write], error: ShardKVError) -> None:
+    def _refused(self, writes: Sequence[Write | Puts], error: ShardKVError) -> None:
         """The group was not logged, or not synced: then nobody knows how much of it will be found again."""
         for write in writes:
             _finish(write, error)
@@ -195,7 +223,15 @@ class Committer:
             self._schedule()
 
 
-def _finish(write: Write, error: ShardKVError) -> None:
-    write.error = error
-    if write.done is not None:
-        write.done(write)
+def _apart(puts: Puts, deadlines: _Deadlines, size: int) -> list[_Queued]:
+    """The same puts, waiting one by one; together they have the same size."""
+    share, rest = divmod(size, len(puts))
+    sizes = [share + rest] + [share] * (len(puts) - 1)
+    return [(write, (deadline,), one) for write, deadline, one in zip(puts.apart(), deadlines, sizes, strict=True)]
+
+
+def _finish(write: Write | Puts, error: ShardKVError) -> None:
+    for one in write.apart() if isinstance(write, Puts) else (write,):
+        one.error = error
+        if one.done is not None:
+            one.done(one)

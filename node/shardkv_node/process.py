@@ -67,7 +67,12 @@ class NodeProcess:
         self._committer = Committer(self._store, on_fatal=self._end, limits=settings.limits)
         service = NodeService(self._store, self._ownership, self._committer, settings.limits)
         self._server = Server(
-            service, me=self.me, limits=settings.limits, clock=self._clock, read_together=service.read_together
+            service,
+            me=self.me,
+            limits=settings.limits,
+            clock=self._clock,
+            read_together=service.read_together,
+            write_together=service.write_together,
         )
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
 

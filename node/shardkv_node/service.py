@@ -27,8 +27,10 @@ from shardkv.wire.messages import (
     Reply,
     Request,
     Scan,
+    ShardProblem,
     WriteReply,
     WriteResult,
+    decode_puts,
     decode_read,
     decode_reads,
     decode_scan,
@@ -37,6 +39,7 @@ from shardkv.wire.messages import (
 from shardkv.wire.messages import Write as WriteRequest
 from shardkv_node.committer import Committer
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
+from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
 from shardkv_node.outcome import told_error
@@ -53,6 +56,8 @@ TOGETHER_BYTES = 1024 * 1024
 """Reads are answered together up to about so many bytes of values."""
 
 _INCR = int(Kind.INCR)
+_APPLIED = bytes((WriteResult.APPLIED,))
+_NO_PROBLEMS: list[ShardProblem] = []
 _RESULT_BYTES = bytes((WriteResult.APPLIED, WriteResult.APPLIED_EXISTED))
 
 
@@ -165,6 +170,30 @@ class NodeService:
             self._complete(write, asked)
         self._committer.submit(write, deadline)
 
+    def write_together(
+        self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
+    ) -> bool:
+        """The server's quick way for plain puts of one key each; False: one of them is more than that, or refused."""
+        asked = decode_puts([one.payload for one in requests])
+        if asked is None:
+            return False
+        keys, values = [one.key[0] for one in asked], [one.value[0] for one in asked]
+        lengths = [*map(len, keys)]
+        longest, largest = self._limits.key_bytes_max, self._limits.value_bytes_max
+        if not min(lengths) or max(lengths) > longest or max(map(len, values)) > largest:
+            return False
+        ids = [one.id for one in requests]
+        try:
+            tablet_of = self._ownership.tablet_of
+            numbers = [tablet_of(one.shard, one.epoch) for one in requests]
+            apart = partial(_apart, connection, ids, numbers, keys, values)
+            puts = Puts(numbers, keys, values, apart=apart, done=partial(_answer_puts, connection, ids))
+            self._committer.submit_puts(puts, deadlines)
+        except ShardKVError:
+            return False
+        self.counts[Op.WRITE] += len(ids)
+        return True
+
     def _complete(self, write: Write, asked: WriteRequest) -> None:
         """What only some writes have: conditions, a time to live, a number to add."""
         if asked.conditions is not None:
@@ -229,6 +258,26 @@ class NodeService:
             "writes": self._committer.writes,
             "engine": self._store.stats(),
         }
+
+
+def _apart(
+    connection: Connection, ids: list[int], numbers: list[int], keys: list[bytes], values: list[bytes]
+) -> list[Write]:
+    """Puts as single writes, each answered for itself."""
+    return [
+        Write(tablet, [key], PUT, [value], done=partial(_answer_write, connection, request_id))
+        for request_id, tablet, key, value in zip(ids, numbers, keys, values, strict=True)
+    ]
+
+
+def _answer_puts(connection: Connection, ids: list[int], puts: Puts) -> None:
+    """Tell that all of them were applied."""
+    connection.reply_together(
+        [
+            Reply(request_id, OK, WriteReply(_APPLIED, version, _NO_PROBLEMS))
+            for request_id, version in zip(ids, puts.versions, strict=True)
+        ]
+    )
 
 
 def _answer_write(connection: Connection, request_id: int, write: Write) -> None:

@@ -77,7 +77,7 @@ class Bundle:
             requests[index] = None
             reply.id = ids[index]
         self._left -= len(replies)
-        self._connection.pass_on(replies)
+        self._connection.reply_together(replies, sum([len(reply.payload) for reply in replies]))
         for reply in refused:
             self._forwarder.answered(self._leave(reply.id - first), reply)
         self._forwarder.noted(self, unanswered=self._left)

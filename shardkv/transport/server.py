@@ -62,11 +62,11 @@ STRETCH = 8
 QUICK_S = TURN_S / 2
 """So many requests are begun between two looks at the clock, while that takes less than QUICK_S; else only one."""
 TOGETHER_MAX = 64
-"""Most reads that are answered together."""
-BEGUN_TOGETHER_MAX = 128
-"""Most requests that are begun together."""
+"""Most reads that are answered, or writes that are begun, together."""
+TOGETHER_BYTES = 256 * 1024
+"""About the most bytes of writes that are begun together: they are copied for it."""
 SINGLY = 64
-"""After reads that could not be answered together, so many are handed over one by one before that is tried again."""
+"""After requests that could not be taken together, so many are handed over one by one before that is tried again."""
 CONTEXTS_MAX = 1024
 """Most contexts one connection may register."""
 DEADLINE_MS_MAX = 24 * 3600 * 1000
@@ -99,6 +99,10 @@ ReadTogether = Callable[[Sequence[Request], float], tuple[Sequence[Reply], int]]
 clock now and then, until about this `time.monotonic()`; and how large the replies are. What it does not answer is
 handed over as any request, so none of its replies is an error. Must not block."""
 
+WriteTogether = Callable[["Connection", Sequence[Request], Sequence[float | None]], bool]
+"""Begins writes that wait one behind the other, each with its deadline, in one go; each is answered later, never before
+this returns. False: it began none of them, and they are handed over as any request. Must not block."""
+
 
 BeginTogether = Callable[["Connection", Sequence[Request], Sequence[float | None]], Callable[[], None] | None]
 """Looks at requests that wait one behind the other, all of one context, with their deadlines, and says how to begin
@@ -109,8 +113,9 @@ they are begun, and their ids may be changed then: the connection knows them by 
 class Server:
     """Listens on any number of addresses for one service.
 
-    `read_together`: a quicker way for many reads at once, with the replies that the service would give.
-    `begin_together`: the same for requests that are answered later.
+    `read_together`, `write_together`: quicker ways for many reads or writes at once, with the replies that the service
+    would give.
+    `begin_together`: the same for all these, where each is answered later; it takes the place of the other two.
     """
 
     def __init__(
@@ -121,10 +126,12 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         clock: HybridClock | None = None,
         read_together: ReadTogether | None = None,
+        write_together: WriteTogether | None = None,
         begin_together: BeginTogether | None = None,
     ) -> None:
         self.service = service
         self.read_together = read_together
+        self.write_together = write_together
         self.begin_together = begin_together
         self.me = me
         self.limits = limits
@@ -321,21 +328,20 @@ class Connection(asyncio.Protocol):
         """
         self._answer(Reply(request_id, OK, payload), size_bytes)
 
-    def pass_on(self, replies: list[RawReply]) -> None:
-        """Answer requests with replies of another process, which carry the ids of the requests here."""
+    def reply_together(self, replies: Sequence[Reply | RawReply], size_bytes: int = 0) -> None:
+        """As `reply` for each of these, which are ready to be sent and have so many bytes together."""
         taken = list(map(self._open.pop, [reply.id for reply in replies], repeat(None)))
         if None in taken:
             self._late.difference_update(reply.id for reply, request in zip(replies, taken, strict=True) if not request)
             replies = [reply for reply, request in zip(replies, taken, strict=True) if request]
-            taken = [request for request in taken if request]
-        if not replies:
-            return
-        self._open_bytes -= sum([request[0] for request in taken if request])
-        self._open_reads -= sum([request[2] != _WRITE for request in taken if request])
+        answered = [request for request in taken if request]
+        self._open_bytes -= sum([size for size, _, _ in answered])
+        self._open_reads -= sum([op != _WRITE for _, _, op in answered])
         if self._order is not None:
             for reply in replies:
                 self._order.ended(reply.id)
-        self._put_together(replies, sum([len(reply.payload) for reply in replies]))
+        if replies and self._transport is not None:
+            self._put_together(replies, size_bytes)
 
     def fail(self, request_id: int, error: ShardKVError) -> None:
         """Answer a request with an error."""
@@ -453,7 +459,7 @@ class Connection(asyncio.Protocol):
         """Take up to `count` frames and requests; False: no more of them can be begun now."""
         waiting, bodies = self._waiting, self._bodies
         for _ in range(count):
-            if len(waiting) > 1 and (self._read_together() or self._begin_together()):
+            if len(waiting) > 1 and self._together():
                 return True
             if waiting:
                 self._singly -= 1
@@ -466,28 +472,50 @@ class Connection(asyncio.Protocol):
                 return False
         return True
 
-    def _read_together(self) -> bool:
-        """Answer reads at the head of the line in one go; False: it is not that simple, go on one by one."""
-        read_together = self._server.read_together
-        if read_together is None or self._singly > 0 or self._stretch < STRETCH or self._full(1):
+    def _together(self) -> bool:
+        """Answer or begin what is at the head of the line in one go; False: it is not that simple, go on one by one."""
+        op, server = self._waiting[0][0].op, self._server
+        if self._singly > 0:
             return False
+        if server.begin_together is not None:
+            return self._begin_together(server.begin_together)
+        if self._stretch < STRETCH or self._full(1):
+            return False
+        if op == _READ and server.read_together is not None:
+            count, asked = self._read_together(server.read_together)
+        elif op == _WRITE and server.write_together is not None:
+            count, asked = self._write_together(server.write_together)
+        else:
+            return False
+        if count < asked or not asked:
+            self._singly = SINGLY
+        for _ in range(count):
+            self._waiting.popleft()
+        return count > 0
+
+    def _read_together(self, read_together: ReadTogether) -> tuple[int, int]:
+        """How many of so many reads were answered."""
         reads = [request for request, _, _ in self._simple_run(_READS, TOGETHER_MAX)]
         replies, size_bytes = read_together(reads, monotonic() + QUICK_S) if len(reads) > 1 else ((), 0)
-        if len(replies) < len(reads) or not reads:
-            self._singly = SINGLY
-        if not replies:
-            return False
-        for _ in replies:
-            self._waiting.popleft()
-        self._put_together(replies, size_bytes)
-        return True
+        if replies:
+            self._put_together(replies, size_bytes)
+        return len(replies), len(reads)
 
-    def _begin_together(self) -> bool:
+    def _write_together(self, write_together: WriteTogether) -> tuple[int, int]:
+        """How many of so many writes were begun: all or none."""
+        size = max(1, self._waiting[0][2])
+        room = min(self._requests_max - len(self._open), (self._limits.bytes_in_flight_max - self._open_bytes) // size)
+        begun = self._simple_run(_WRITES, min(TOGETHER_MAX, TOGETHER_BYTES // size, room))
+        writes = [request for request, _, _ in begun]
+        if len(writes) < 2 or not write_together(self, writes, [deadline for _, deadline, _ in begun]):
+            return 0, len(writes)
+        self._open.update({request.id: (size, deadline, _WRITE) for request, deadline, size in begun})
+        self._open_bytes += sum(size for _, _, size in begun)
+        return len(writes), len(writes)
+
+    def _begin_together(self, begin_together: BeginTogether) -> bool:
         """Begin requests at the head of the line in one go; False: it is not that simple, go on one by one."""
-        begin_together = self._server.begin_together
-        if begin_together is None or self._singly > 0 or self._stretch < STRETCH:
-            return False
-        run = self._simple_run(_KEYED, min(BEGUN_TOGETHER_MAX, self._room()))
+        run = self._simple_run(_KEYED, min(TOGETHER_MAX, self._room()))
         requests = [request for request, _, _ in run]
         begin = begin_together(self, requests, [deadline for _, deadline, _ in run]) if len(run) > 1 else None
         if begin is None:
@@ -606,8 +634,7 @@ class Connection(asyncio.Protocol):
         self._send_soon()
 
     def _put_together(self, replies: Sequence[Reply | RawReply], size_bytes: int) -> None:
-        if self._transport is None:
-            return
+        """As `_put` for replies that have so many bytes together."""
         self._replies += replies
         usual, count = self._reply_bytes_usual, len(replies)
         self._reply_bytes_usual = (usual * STRETCH + size_bytes) // (STRETCH + count)
@@ -760,6 +787,7 @@ _READ = int(Op.READ)
 _WRITE = int(Op.WRITE)
 """As plain numbers: comparing with a member of an enum takes 15 times as long."""
 _READS = frozenset((_READ,))
+_WRITES = frozenset((_WRITE,))
 _KEYED = frozenset((_READ, _WRITE))
 _OWN_OPS = frozenset(map(int, (Op.HELLO, Op.PING, Op.CONTEXT)))
 """What a connection answers itself."""

@@ -452,8 +452,9 @@ def decode_reads(payloads: Sequence[msgspec.Raw]) -> list[Read] | None:
         return None
 
 
-class _ReadOfOne(Message):
+class _ReadOfOne(Message, forbid_unknown_fields=True):
     keys: tuple[bytes]
+    want_versions: bool = False
 
 
 class _WriteOfOne(Message):
@@ -474,12 +475,35 @@ _single_decoders: dict[int, Callable[[msgspec.Raw], _ReadOfOne | _WriteOfOne]] =
 def single_keys(requests: Sequence[Request]) -> list[bytes]:
     """The key of each of these reads and writes. Nothing else in them is looked at: whoever carries them out does.
 
-    Raises InvalidArgument when one of them has not just one key, or has conditions.
+    Raises InvalidArgument when one of them has not just one key, or asks for what does not go to its node as it is.
     """
     try:
         return [_single_decoders[request.op](request.payload).keys[0] for request in requests]
     except UNDECODABLE as error:
         raise InvalidArgument(f"A request is not about one key: {_reason(error)}.") from None
+
+
+class PlainPut(msgspec.Struct, array_like=True, gc=False):
+    """What most writes are: a `Write` of one put that asks for nothing else."""
+
+    token: None
+    conditions: None
+    kinds: Literal[1]
+    key: tuple[bytes]
+    value: tuple[bytes]
+    want_existed: Literal[False]
+    ttl_ms: None = None
+
+
+_puts_decoder: msgspec.msgpack.Decoder[list[PlainPut]] = msgspec.msgpack.Decoder(list[PlainPut])
+
+
+def decode_puts(payloads: Sequence[msgspec.Raw]) -> list[PlainPut] | None:
+    """The payloads of up to 65,535 writes, decoded in one go; None when one of them is not a plain put."""
+    try:
+        return _puts_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
+    except UNDECODABLE:
+        return None
 
 
 def decode_any(payload: msgspec.Raw) -> Any:

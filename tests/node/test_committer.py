@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from shardkv.errors import DeadlineExceeded, Overloaded, StorageError, StorePoisoned
+from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv_node import committer as committer_module
 from shardkv_node.committer import Committer
 from shardkv_node.engine.options import Options
+from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import Done, attempt
 from shardkv_node.engine.write import Write
@@ -53,13 +55,31 @@ class World:
         self.committer.submit(write, deadline)
         return write
 
+    def put_together(self, *keys: bytes, deadlines: Sequence[float | None] | None = None) -> None:
+        """Puts of these keys in one go; in `ended` each is a write of its own, however it ended."""
 
-def run(story: Callable[[World], Coroutine[Any, Any, None]], durability: Any = "always") -> None:
+        def apart() -> list[Write]:
+            return [Write(self.tablet, [key], 1, [b"v"], done=self.ended.append) for key in keys]
+
+        def done(puts: Puts) -> None:
+            self.ended += [replace(write, applied=True) for write in puts.apart()]
+
+        puts = Puts([self.tablet] * len(keys), list(keys), [b"v"] * len(keys), apart=apart, done=done)
+        self.committer.submit_puts(puts, deadlines or [None] * len(keys))
+
+    def fates(self) -> list[tuple[bytes, bool | type[Exception]]]:
+        """Each write that ended: its key, and whether it was applied or what it failed with."""
+        return [(write.keys[0], type(write.error) if write.error else write.applied) for write in self.ended]
+
+
+def run(
+    story: Callable[[World], Coroutine[Any, Any, None]], durability: Any = "always", limits: Limits = DEFAULT_LIMITS
+) -> None:
     async def main() -> None:
         syncer, fatal = HeldSyncer(), list[StorageError]()
         options = Options(durability=durability, workers=0, disk_reserve_bytes=0)
         store = Store.open("/store", options, post=lambda work: work(), vfs=CrashVfs(), syncer=syncer)
-        committer = Committer(store, on_fatal=fatal.append)
+        committer = Committer(store, on_fatal=fatal.append, limits=limits)
         await story(World(store, syncer, committer, store.create_tablet(b"1"), fatal))
 
     asyncio.run(main())
@@ -237,3 +257,84 @@ def test_writes_wait_while_the_store_is_stalled(monkeypatch: pytest.MonkeyPatch)
         assert w.ended[0].applied
 
     run(story)
+
+
+def test_puts_together_are_neither_seen_nor_acknowledged_before_their_sync() -> None:
+    async def story(w: World) -> None:
+        w.put_together(b"a", b"b")
+        await turn()
+        assert len(w.syncer.waiting) == 1
+        assert not w.ended
+        assert w.store.get(w.tablet, b"a") is None
+        w.syncer.finish()
+        assert w.fates() == [(b"a", True), (b"b", True)]
+        assert (w.committer.groups, w.committer.writes, w.committer.idle) == (1, 2, True)
+
+    run(story)
+
+
+def test_a_failed_sync_fails_each_of_the_puts_together() -> None:
+    async def story(w: World) -> None:
+        w.put_together(b"a", b"b")
+        await turn()
+        w.put_together(b"c", b"d")
+        w.syncer.fail()
+        await turn()
+        assert w.fates()[:2] == [(b"a", StorePoisoned), (b"b", StorePoisoned)]
+        assert isinstance(w.fatal[0], StorePoisoned)
+        assert w.store.get(w.tablet, b"a") is None
+        assert not w.syncer.waiting
+
+    run(story)
+
+
+def test_of_puts_together_only_those_whose_time_is_over_are_not_applied() -> None:
+    async def story(w: World) -> None:
+        w.put(b"first")
+        await turn()
+        soon = asyncio.get_running_loop().time() + 0.01
+        w.put_together(b"a", b"late", b"c", deadlines=[None, soon, soon + 1000])
+        await asyncio.sleep(0.03)
+        w.syncer.finish()
+        await turn()
+        w.syncer.finish()
+        assert sorted(w.fates()[1:]) == [(b"a", True), (b"c", True), (b"late", DeadlineExceeded)]
+        assert w.store.get(w.tablet, b"late") is None
+        assert w.committer.idle
+
+    run(story)
+
+
+def test_each_of_the_puts_together_counts_for_one_write_in_a_group() -> None:
+    async def story(w: World) -> None:
+        w.put(b"first")
+        await turn()
+        w.put_together(b"a", b"b", b"c")
+        w.put_together(b"d", b"e", b"f")
+        w.syncer.finish()
+        await turn()
+        w.syncer.finish()
+        assert [key for key, _ in w.fates()] == [b"first", b"a", b"b", b"c", b"d"], "half of the eight in flight"
+        await turn()
+        w.syncer.finish()
+        assert w.fates()[1:] == [(key, True) for key in (b"a", b"b", b"c", b"d", b"e", b"f")]
+        assert w.committer.idle
+
+    run(story, limits=Limits(requests_in_flight_max=8))
+
+
+def test_of_puts_together_the_latest_are_refused_when_the_queue_stands() -> None:
+    async def story(w: World) -> None:
+        w.put(b"first")
+        await turn()
+        w.put_together(b"a", b"b", b"c")
+        while not w.ended:
+            await asyncio.sleep(0.01)
+        assert w.fates() == [(b"c", Overloaded)], "a quarter of the eight in flight may wait"
+        w.syncer.finish()
+        await turn()
+        w.syncer.finish()
+        assert w.fates()[2:] == [(b"a", True), (b"b", True)]
+        assert w.committer.idle
+
+    run(story, limits=Limits(requests_in_flight_max=8))

@@ -24,6 +24,9 @@ from shardkv.topology.documents import NodeDocument, ShardDocument, decode_docum
 from shardkv.transport.peer import Peer
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import (
+    OK,
+    Conditions,
+    Kind,
     MetaPut,
     Op,
     RawReply,
@@ -32,6 +35,7 @@ from shardkv.wire.messages import (
     Write,
     decode_page,
     decode_read_reply,
+    decode_write_reply,
     raw,
     reply_error,
 )
@@ -40,7 +44,7 @@ from shardkv_node.process import NodeProcess, NodeSettings
 from tests.shardkv.metadata.world import MetaWorld, meta_client, meta_world
 
 Question = tuple[object, int, int]
-"""A read's message, shard and epoch."""
+"""A message, its shard and epoch."""
 
 
 class World:
@@ -70,7 +74,7 @@ class World:
             await peer.close()
 
     async def ask_all(self, questions: Sequence[Question]) -> list[RawReply]:
-        """The replies to reads that leave in one frame."""
+        """The replies to requests that leave in one frame: reads, and writes where the message is one."""
         port = self.node._server._listeners[0].sockets[0].getsockname()[1]
         peer = Peer([f"127.0.0.1:{port}"], me=lambda: Identity("router", "r"))
         peer.start()
@@ -79,7 +83,8 @@ class World:
             loop = asyncio.get_running_loop()
             answers: list[asyncio.Future[RawReply]] = [loop.create_future() for _ in questions]
             for answer, (message, shard, epoch) in zip(answers, questions, strict=True):
-                peer.send(Op.READ, raw(message), on_reply=answer.set_result, shard=shard, epoch=epoch)  # type: ignore[arg-type]
+                op = Op.WRITE if isinstance(message, Write) else Op.READ
+                peer.send(op, raw(message), on_reply=answer.set_result, shard=shard, epoch=epoch)  # type: ignore[arg-type]
             return await asyncio.gather(*answers)
         finally:
             await peer.close()
@@ -145,6 +150,42 @@ def test_reads_that_arrive_together_are_answered_as_each_alone(tmp_path: Path) -
                 assert [(reply.status, bytes(reply.payload)) for reply in together] == [
                     (reply.status, bytes(reply.payload)) for (reply,) in alone
                 ]
+
+    asyncio.run(main())
+
+
+def test_writes_that_arrive_together_are_answered_as_each_alone(tmp_path: Path) -> None:
+    def put(key: bytes, value: bytes = b"v", *, ttl_ms: int | None = None) -> Write:
+        return Write(None, None, int(Kind.PUT), [key], [value], False, ttl_ms)
+
+    def told(reply: RawReply) -> object:
+        """All but the version, which rises."""
+        if reply.status != OK:
+            return bytes(reply.payload)
+        answer = decode_write_reply(reply.payload)
+        return answer.results, answer.problems, answer.number, bool(answer.version)
+
+    async def main() -> None:
+        async with node_world(tmp_path, durability="os") as world:
+            await world.serving()
+            plain: list[Question] = [(put(b"k%d" % number), 1, 1) for number in range(40)]
+            odd: list[Question] = [
+                (put(b""), 1, 1), (put(b"k" * 100_000), 1, 1), (put(b"k1", ttl_ms=10**9), 1, 1),
+                (put(b"k1"), 9, 1), (put(b"k1"), 1, 2), (put(b"k1", b"v" * (17 << 20)), 1, 1),
+                (Write(None, None, 7, [b"k1"], [b"v"], False), 1, 1), (Write(None, None, 1, [b"k1"], [], False), 1, 1),
+                (Write(None, None, 2, [b"k1"], [b""], True), 1, 1), (Write(None, None, 1, [], [], False), 1, 1),
+                (Write(None, Conditions([b"none"], [77]), 1, [b"k1"], [b"v"], False), 1, 1),
+            ]  # fmt: skip
+            for place, question in enumerate(odd):
+                asked = [*plain[: 3 * place], question, *plain[3 * place :]]
+                alone = [await world.ask_all([one]) for one in asked]
+                together = await world.ask_all(asked)
+                assert list(map(told, together)) == [told(reply) for (reply,) in alone]
+            versions = [decode_write_reply(reply.payload).version for reply in await world.ask_all(plain)]
+            assert versions == sorted(set(versions))
+            keys = [message.keys[0] for message, _, _ in plain if isinstance(message, Write)]
+            (reply,) = await world.ask_all([(Read(keys, True), 1, 1)])
+            assert decode_read_reply(reply.payload).versions == versions
 
     asyncio.run(main())
 

@@ -13,31 +13,49 @@ from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, Shard
 from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
 from shardkv_node.engine.counting import Latest, add_up
 from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.puts import Puts, all_take, sequence_puts
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.write import Write
 
-Accepted = list[tuple[Write, Tablet]]
+Accepted = list[tuple[Write, Tablet] | Puts]
 Refused = list[tuple[Write, ShardKVError]]
 _Pending = dict[bytes, int]
 """The version each key has after what stands earlier in the group; 0: it does not exist."""
 
 
+def taken_apart(writes: Sequence[Write | Puts], tablets: Mapping[int, Tablet]) -> Sequence[Write | Puts]:
+    """The same writes in order. Puts stay together unless a write of the group is judged, by what stands before it, or
+    a tablet does not take them."""
+    together = [write for write in writes if isinstance(write, Puts)]
+    if not together:
+        return writes
+    judging = any(not isinstance(write, Puts) and (write.want_existed or write.conditions) for write in writes)
+    if not judging and all(all_take(puts, tablets) for puts in together):
+        return writes
+    return [one for write in writes for one in (write.apart() if isinstance(write, Puts) else (write,))]
+
+
 def sequence(
-    writes: Sequence[Write], tablets: Mapping[int, Tablet], term: int, clock: Callable[[], int]
-) -> tuple[Accepted, Refused, list[WriteEntry]]:
+    writes: Sequence[Write | Puts], tablets: Mapping[int, Tablet], term: int, clock: Callable[[], int]
+) -> tuple[Accepted, Refused, list[WriteEntry | tuple[object, ...]]]:
     """The writes that are taken, each with its tablet; those that are not, and why; the log entries of the former.
 
     All in order. Sequence numbers of a tablet follow its `last_seqno` without a gap. `clock`: milliseconds since 1970.
+    Requires: `writes` as `taken_apart` leaves them.
     """
     accepted: Accepted = []
     refused: Refused = []
-    entries: list[WriteEntry] = []
+    entries: list[WriteEntry | tuple[object, ...]] = []
     next_seqnos: dict[int, int] = {}
-    judging = any(write.want_existed or write.conditions for write in writes)
-    counting = judging and any(write.add is not None for write in writes)
+    judging = any(not isinstance(write, Puts) and (write.want_existed or write.conditions) for write in writes)
+    counting = judging and any(not isinstance(write, Puts) and write.add is not None for write in writes)
     pending: dict[int, _Pending] = {}
     latest: dict[int, Latest] = {}
     for write in writes:
+        if isinstance(write, Puts):
+            entries += sequence_puts(write, tablets, next_seqnos, term)
+            accepted.append(write)
+            continue
         number = write.tablet
         tablet = tablets.get(number)
         if tablet is None or tablet.fenced:

@@ -36,11 +36,12 @@ from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.log_writer import LogWriter
 from shardkv_node.engine.maintenance import Generation, Maintenance
 from shardkv_node.engine.options import Options
+from shardkv_node.engine.puts import Puts, apply_puts
 from shardkv_node.engine.quick_lane import CREDIT_BYTES, QuickLane
 from shardkv_node.engine.recovery import Recovered, RecoveryReport, recover
 from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.scrub import Scrub
-from shardkv_node.engine.sequencing import sequence
+from shardkv_node.engine.sequencing import sequence, taken_apart
 from shardkv_node.engine.snapshot import StoreSnapshot
 from shardkv_node.engine.store_tablets import StoreTablets
 from shardkv_node.engine.syncer import InlineSyncer, Syncer, ThreadSyncer
@@ -234,7 +235,7 @@ class Store(StoreTablets):
             return StoreClosed(f"The store at {self.directory} is closed.")
         return self.health.refusal(stalled=self.health.background is not None and self.stalled)
 
-    def log_group(self, writes: Sequence[Write]) -> Group:
+    def log_group(self, writes: Sequence[Write | Puts]) -> Group:
         """Sequence the writes and log them as one group. Not yet synced, not yet visible.
 
         A write to an unknown tablet, or one whose conditions do not hold, is left out; `apply_group` tells it.
@@ -248,6 +249,7 @@ class Store(StoreTablets):
         self._require_idle()
         self._end_quick_puts()
         self._make_room()
+        writes = taken_apart(writes, self._tablets)
         accepted, refused, entries = sequence(writes, self._tablets, self.term, self.time_ms)
         if entries:
             before = self._log.offset
@@ -257,9 +259,14 @@ class Store(StoreTablets):
                 raise self.health.poison(error) from error
             if self.maintenance.most_level0_tables >= self.options.l0_slow_tables:
                 self.backpressure.note_group(self._log.offset - before, self.maintenance.most_level0_tables)
-        for write, tablet in accepted:
-            tablet.last_seqno += 1
-            write.version = make_version(self.term, tablet.last_seqno)
+        for one in accepted:
+            if isinstance(one, Puts):
+                for tablet in one.tablets:
+                    tablet.last_seqno += 1
+            else:
+                write, tablet = one
+                tablet.last_seqno += 1
+                write.version = make_version(self.term, tablet.last_seqno)
         group = Group(writes, accepted, refused, self._log.offset)
         self._in_flight = group
         return group
@@ -267,8 +274,13 @@ class Store(StoreTablets):
     def apply_group(self, group: Group) -> None:
         """Make the group visible and call each write's `done`. Requires: synced, if `sync_due()` said so."""
         self._in_flight = None
-        self._writes += len(group.accepted)
-        for write, tablet in group.accepted:
+        for one in group.accepted:
+            if isinstance(one, Puts):
+                self._writes += len(one)
+                self._active_bytes += apply_puts(one)
+                continue
+            write, tablet = one
+            self._writes += 1
             memtable = tablet.active
             before = memtable.resident_bytes
             if tablet.rows is not None and tablet.rows.values:
@@ -278,10 +290,10 @@ class Store(StoreTablets):
             write.applied = True
         for write, error in group.refused:
             write.error = error
-        for write in group.writes:
-            if write.done is not None:
-                write.done(write)
-        if self._quick is not None and len(group.accepted) == 1 and len(group.accepted[0][0].keys) == 1:
+        for told in group.writes:
+            if told.done is not None:
+                told.done(told)  # type: ignore[arg-type]  # each has one for its own kind
+        if self._quick is not None and len(group.accepted) == 1 == len(group.writes) and len(group.writes[0].keys) == 1:
             self._grant_quick_puts(self._quick)
         if self._splits:
             self._advance_splits()

@@ -1,4 +1,5 @@
-"""`Write`, one write request on its way through the store, and `Group`, the writes that share one log group.
+"""`Write`, one write request on its way through the store, and `Group`, the writes that share one log group. Many plain
+puts go as one `Puts` instead.
 
 A write passes stages: sequenced and logged (`Store.log_group`), synced (the caller's syncer), applied
 (`Store.apply_group`); only then may it be acknowledged.
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from shardkv.errors import ShardKVError
 from shardkv_node.engine.columns import NO_EXPIRY
 from shardkv_node.engine.entries import Token
+from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.tablet import Tablet
 
 
@@ -56,8 +58,8 @@ class Write:
 class Group:
     """Writes logged together."""
 
-    writes: Sequence[Write]
-    accepted: list[tuple[Write, Tablet]]
+    writes: Sequence[Write | Puts]
+    accepted: list[tuple[Write, Tablet] | Puts]
     refused: list[tuple[Write, ShardKVError]]
     """Those that were not logged, and why."""
     end_offset: int

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from shardkv.errors import DeadlineExceeded, LocalProtocolError
 from shardkv.limits import Limits
-from shardkv.transport.server import BEGUN_TOGETHER_MAX, Connection, Server
+from shardkv.transport.server import TOGETHER_MAX, Connection, Server
 from shardkv.wire.messages import OK, Context, Op, RawReply, Read, Request, raw, reply_error
 from tests.shardkv.transport.test_read_together import Talk, Together, reads
 from tests.shardkv.transport.test_server import HELLO, SERVER
@@ -37,7 +37,7 @@ class Later(Together):
     def answer(self) -> None:
         begun, self.begun = self.begun, []
         for connection, request_id, _ in reversed(begun):
-            connection.pass_on([RawReply(request_id, OK, raw(request_id))])
+            connection.reply_together([RawReply(request_id, OK, raw(request_id))])
 
 
 @contextlib.asynccontextmanager
@@ -81,7 +81,7 @@ def test_no_more_are_begun_than_may_be_open() -> None:
 def test_a_long_line_is_begun_in_few_goes() -> None:
     async def main() -> None:
         async with talk() as (peer, service):
-            count = 3 * BEGUN_TOGETHER_MAX
+            count = 3 * TOGETHER_MAX
             await peer.ask(*reads(*(b"%d" % number for number in range(count))), replies=0)
             heard = 0
             while heard < count:
