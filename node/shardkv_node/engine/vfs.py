@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
+from contextlib import suppress
 from typing import Protocol
 
 from shardkv.errors import DiskFull, StorageError, StoreLocked
@@ -23,6 +25,8 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 _COPY_BYTES = 1024 * 1024
 _TMP_SUFFIX = ".tmp"
+DEAD_HOLDER_WAIT_S = 1.0
+_LOCK_RETRY_S = 0.01
 
 
 class WritableFile(Protocol):
@@ -359,20 +363,44 @@ class _OsLock:
 
 
 def _take_lock(path: str, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        who = f"process {holder}" if holder.isdigit() else "another process"
-        raise StoreLocked(
-            f"The store at {os.path.dirname(path) or '.'} is in use by {who}.",
-            detail={"path": path, "pid": int(holder) if holder.isdigit() else 0},
-            hint="Stop that process first, or choose another data directory.",
-        ) from error
-    except OSError as error:
-        raise storage_error("lock", path, error) from error
+    """A holder that is dead may have left a child between fork and exec, which has the lock for a moment longer."""
+    give_up_at = time.monotonic() + DEAD_HOLDER_WAIT_S
+    while (holder := _try_lock(path, descriptor)) is not None:
+        lives = _lives(holder)
+        if lives or time.monotonic() >= give_up_at:
+            who = f"process {holder}" if holder else "another process"
+            who = who if lives else f"a child of {who}, which is gone"
+            raise StoreLocked(
+                f"The store at {os.path.dirname(path) or '.'} is in use by {who}.",
+                detail={"path": path, "pid": holder},
+                hint="Stop that process first, or choose another data directory.",
+            )
+        time.sleep(_LOCK_RETRY_S)  # flock can wait, but not for a bounded time
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
     except OSError as error:
         raise storage_error("write to the lock", path, error) from error
+
+
+def _try_lock(path: str, descriptor: int) -> int | None:
+    """None: it was taken. Else the process that has it, by its own word; 0: nobody knows."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        return int(holder) if holder.isdigit() else 0
+    except OSError as error:
+        raise storage_error("lock", path, error) from error
+    return None
+
+
+def _lives(process: int) -> bool:
+    """Whether there is such a process, or may be."""
+    if process:
+        with suppress(PermissionError, OverflowError):
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                return False
+    return True

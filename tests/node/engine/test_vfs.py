@@ -6,12 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from shardkv.errors import DiskFull, StorageError, StoreLocked
 from shardkv_node.engine import filenames
+from shardkv_node.engine import vfs as vfs_module
 from shardkv_node.engine.vfs import OsVfs, Vfs, _OsWritableFile
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
 
@@ -116,6 +118,38 @@ def test_a_lock_keeps_others_out_until_it_is_released(world: tuple[Vfs, str]) ->
         vfs.lock(path)
     lock.release()
     vfs.lock(path).release()
+
+
+HOLDER_WITH_A_CHILD = """
+import os, sys
+from shardkv_node.engine.vfs import OsVfs
+lock = OsVfs().lock(sys.argv[1])
+if os.fork():
+    print("held", flush=True)
+    os.kill(os.getpid(), 9)
+sys.stdin.read()  # the child has what its parent had, until it is told to go
+"""
+
+
+def test_a_lock_that_a_child_of_a_dead_holder_has_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "LOCK")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER_WITH_A_CHILD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    assert holder.stdout.readline() == "held\n" and holder.wait(20) < 0
+    with monkeypatch.context() as impatient:
+        impatient.setattr(vfs_module, "DEAD_HOLDER_WAIT_S", 0.0)
+        with pytest.raises(StoreLocked, match=f"a child of process {holder.pid}, which is gone"):
+            OsVfs().lock(path)
+    monkeypatch.setattr(vfs_module, "DEAD_HOLDER_WAIT_S", 20.0)
+    let_go = threading.Timer(0.05, holder.stdin.close)
+    let_go.start()
+    OsVfs().lock(path).release()
+    let_go.join()
+    holder.stdout.close()
 
 
 def test_the_holder_of_a_lock_is_named(tmp_path: Path) -> None:
