@@ -119,7 +119,7 @@ async def _lag(spec: Spec) -> Figures:
     await probe.stage("first_scan")
     while not store.ready_to_scan((host.tablet,)):
         await asyncio.sleep(0)
-    page = store.scan_page((host.tablet,), b"", None, limit=1000)
+    page = store.scan_page((host.tablet,), b"", None, limit=1000, bytes_max=4 << 20)
     if len(page.keys) != 1000:
         raise SystemExit("A contender gave a wrong answer: the first page is short.")
     await probe.stage("ordered_puts")
