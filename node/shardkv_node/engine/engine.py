@@ -32,6 +32,7 @@ from shardkv_node.engine.arguments import (
 )
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING
 from shardkv_node.engine.group_commit import WAIT_S, GroupCommit, closed_error
+from shardkv_node.engine.health import COMPACTION, FLUSH
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.reader import Reader
 from shardkv_node.engine.recovery import RecoveryReport
@@ -265,7 +266,7 @@ class Engine(Reader):
         with self._mutex:
             self._flush()
             self._store.request_compaction()
-            self._wait_for(lambda: not self._store.maintenance.full_compaction_pending)
+            self._wait_for(lambda: not self._store.maintenance.full_compaction_pending, COMPACTION)
 
     def stats(self) -> dict[str, int]:
         """Facts for people and metrics."""
@@ -321,16 +322,16 @@ class Engine(Reader):
                     last = frozen[-1] if frozen else None
                     break
                 syncs_left -= room
-            self._wait_for(lambda: not frozen and not store.syncing)
-        self._wait_for(lambda: last not in frozen)
+            self._wait_for(lambda: not frozen and not store.syncing, FLUSH)
+        self._wait_for(lambda: last not in frozen, FLUSH)
 
-    def _wait_for(self, met: Callable[[], bool]) -> None:
-        """Wait for background work. Raises why it will not come to an end."""
+    def _wait_for(self, met: Callable[[], bool], kind: str) -> None:
+        """Wait for background work of this kind. Raises why it will not come to an end."""
         store = self._store
         while not met():
             if self._closed:
                 raise closed_error(self.directory)
-            problem = store.write_refusal() or store.health.background
+            problem = store.write_refusal() or store.health.failing.get(kind)
             if problem is not None:
                 raise problem
             self._progress.wait(WAIT_S)

@@ -13,6 +13,9 @@ from shardkv_node.engine.vfs import Vfs
 
 _DISK_CHECK_INTERVAL_S = 1.0
 
+FLUSH, COMPACTION, REMOVAL = "flush", "compaction", "removal of a file"
+"""Kinds of background work."""
+
 
 class Health:
     """`monotonic`: seconds that never go back."""
@@ -24,8 +27,8 @@ class Health:
         "_monotonic",
         "_reserve_bytes",
         "_vfs",
-        "background",
         "cause",
+        "failing",
         "on_poison",
     )
 
@@ -38,14 +41,19 @@ class Health:
         self._free_bytes = reserve_bytes
         self.cause: BaseException | None = None
         """What poisoned the store."""
-        self.background: StorageError | None = None
-        """Why the last flush or compaction failed; None once one succeeded."""
+        self.failing: dict[str, StorageError] = {}
+        """Why the last one failed, by kind of background work; out again once one of that kind succeeded."""
         self.on_poison: Callable[[], None] = lambda: None
         """Called when the store was poisoned, once."""
 
     @property
     def poisoned(self) -> bool:
         return self.cause is not None
+
+    @property
+    def background(self) -> StorageError | None:
+        """Why background work fails; None while all of it succeeds."""
+        return next(iter(list(self.failing.values())), None) if self.failing else None
 
     def poison(self, cause: BaseException) -> StorePoisoned:
         """Take no more writes, for good. Returns the error for the writes at hand; the first cause is kept."""

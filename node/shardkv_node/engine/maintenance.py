@@ -25,7 +25,7 @@ from shardkv_node.engine.chores import Chores
 from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all, pick_part, replaced
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
-from shardkv_node.engine.health import Health
+from shardkv_node.engine.health import COMPACTION, FLUSH, REMOVAL, Health
 from shardkv_node.engine.job import (
     CompactionInput,
     CompactionJob,
@@ -144,7 +144,8 @@ class Maintenance:
         self._compact_all: dict[int, bytes] = {}
         """Tablets to be merged into one level, and the key up to which that is done."""
         self._scheduling = self._again = False
-        self._retry_at = 0.0
+        self._retry_at: dict[str, float] = {}
+        """By kind of work that failed, as in `Health.failing`."""
         self._closed = False
         self.cache = BlockCache(options.block_cache_bytes)
         self._row_caches = RowCaches(self.cache)
@@ -228,24 +229,28 @@ class Maintenance:
     def _start_due(self) -> None:
         if self._closed or self._health.poisoned:
             return
-        if self._health.background is not None and self._monotonic() < self._retry_at:
-            return
-        if self.frozen and not self._flush_running:
+        if self.frozen and not self._flush_running and self._may_try(FLUSH):
             self._start_flush(self.frozen[0])
-        if self._compaction_running or self._health.poisoned:
+        if self._compaction_running or self._health.poisoned or not self._may_try(COMPACTION):
             return
         found = self._pick()
-        if found is not None and found[1].move:
+        if found is None:
+            self._health.failing.pop(COMPACTION, None)  # what failed is not wanted any more
+        elif found[1].move:
             self._move(*found)
-        elif found is not None:
+        else:
             self._start_compaction(*found)
+
+    def _may_try(self, kind: str) -> bool:
+        """Whether work of this kind did not fail just now."""
+        return kind not in self._health.failing or self._monotonic() >= self._retry_at[kind]
 
     def _move(self, number: int, task: CompactionTask) -> None:
         try:
             self._install_compaction(number, task, JobResult({}))
             self._again = True
         except ShardKVError as error:
-            self._note_failure(error)
+            self._note_failure(COMPACTION, error)
 
     def commit(self, edits: Sequence[Edit]) -> None:
         """Make the edits durable, then apply them to the state. A failure poisons the store and is raised."""
@@ -343,7 +348,7 @@ class Maintenance:
                 self.counters.flushes_from_memory += 1
                 self._install_flush(generation, self._flush_from_memory(generation, job))
         except ShardKVError as error:
-            self._note_failure(error)
+            self._note_failure(FLUSH, error)
         self._progress()
 
     def _install_flush(self, generation: Generation, outcome: Outcome) -> None:
@@ -370,7 +375,7 @@ class Maintenance:
         self.frozen.remove(generation)
         self.counters.flushes += 1
         self.counters.bytes_flushed += sum(table.meta.size for run in tables.values() for table in run)
-        self._health.background = None
+        self._note_success(FLUSH)
         for number, _ in generation.segments:
             self.files.remove(filenames.segment_path(self._directory, number))
 
@@ -451,7 +456,7 @@ class Maintenance:
             if full and number in self._compact_all:
                 self._advance_full(number, task)
         except ShardKVError as error:
-            self._note_failure(error)
+            self._note_failure(COMPACTION, error)
         self._progress()
 
     def _advance_full(self, number: int, task: CompactionTask) -> None:
@@ -478,7 +483,7 @@ class Maintenance:
         else:
             self.counters.compactions += 1
             self.counters.bytes_compacted += sum(table.meta.size for table in outputs)
-        self._health.background = None
+        self._note_success(COMPACTION)
 
     # --- splits ---
 
@@ -601,14 +606,18 @@ class Maintenance:
 
     def _note_unremoved(self, error: StorageError) -> None:
         """Called from wherever chores run: it may only set this."""
-        self._health.background = error
+        self._health.failing[REMOVAL] = error
 
-    def _note_failure(self, error: ShardKVError) -> None:
+    def _note_failure(self, kind: str, error: ShardKVError) -> None:
         if self._health.poisoned:
             return
         self.counters.job_failures += 1
-        self._retry_at = self._monotonic() + _RETRY_PAUSE_S
-        self._health.background = error if isinstance(error, StorageError) else StorageError(str(error))
+        self._retry_at[kind] = self._monotonic() + _RETRY_PAUSE_S
+        self._health.failing[kind] = error if isinstance(error, StorageError) else StorageError(str(error))
+
+    def _note_success(self, kind: str) -> None:
+        self._health.failing.pop(kind, None)
+        self._health.failing.pop(REMOVAL, None)
 
     def _progress(self) -> None:
         self.schedule()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shardkv.errors import ConfigError, DiskFull, InvalidArgument, StoreClosed, StoreLocked, StorePoisoned
+from shardkv.errors import ConfigError, DiskFull, InvalidArgument, StorageError, StoreClosed, StoreLocked, StorePoisoned
 from shardkv_node.engine.columns import DELETE, PUT
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.options import Options
@@ -266,6 +266,32 @@ def test_a_failing_job_is_retried_and_the_writes_are_safe_meanwhile() -> None:
     now[0] += 2
     commit(store, tablet, [(b"k3", b"v")])
     assert store.stats()["frozen_memtables"] == 0 and len(scan(store, tablet)) == 3
+
+
+def test_a_compaction_that_succeeds_does_not_hide_that_flushes_fail() -> None:
+    now = [0.0]
+    store = Store.open(
+        STORE, ROOMY, vfs=CrashVfs(), post=lambda call: call(), syncer=InlineSyncer(), monotonic=lambda: now[0]
+    )
+    tablet = store.create_tablet(b"t")
+    runner = store.maintenance._runner = PausedRunner(store._vfs)  # type: ignore[arg-type]
+    for value in (b"1", b"2", b"3"):
+        commit(store, tablet, [(b"k", value)])
+        store.flush()
+        if value < b"3":
+            runner.run_next()
+    compaction, flush = runner.waiting
+    runner.waiting.clear()
+    flush[1](StorageError("The disk will not."))  # type: ignore[operator]
+    runner.waiting.append(compaction)
+    runner.run_next()
+    assert store.stats()["compactions"] == 1 and not runner.waiting, "a flush waits before it is tried again"
+    assert store.health.background is not None
+    now[0] += 2
+    store.tick()
+    runner.run_all()
+    assert store.health.background is None and store.maintenance.idle
+    assert store.get(tablet, b"k") == b"3"
 
 
 def test_a_second_open_is_refused_and_the_lock_is_released_by_close_and_by_a_failed_open() -> None:
