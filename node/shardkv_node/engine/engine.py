@@ -286,6 +286,7 @@ class Engine(Reader):
             self._commits.close()
         self._store.stop_background()
         with self._mutex:
+            self._rows.clear()  # a read that had begun may have put a row there
             self._store.close()
 
     def forked(self) -> None:

@@ -298,3 +298,31 @@ def test_a_closed_engine_holds_no_descriptor(tmp_path: Path, durability: str) ->
         engine.flush()  # in the interval mode the first segment still waits for its sync
         engine.put("b", "2")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_read_beside_a_close_finds_is_not_found_after_it(tmp_path: Path) -> None:
+    engine = Engine.open(tmp_path, workers=0)
+    engine.put(b"k", b"v")
+    engine.flush()
+    check, stop = engine._check_usable, engine._store.stop_background
+    begun, closing = threading.Event(), threading.Event()
+
+    def check_and_stand() -> None:
+        check()
+        begun.set()
+        assert closing.wait(10)
+
+    def let_read_and_stop() -> None:
+        closing.set()
+        reader.join(10)
+        stop()
+
+    reader = threading.Thread(target=engine.get, args=(b"k",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_check_usable", check_and_stand)
+        patch.setattr(engine._store, "stop_background", let_read_and_stop)
+        reader.start()
+        assert begun.wait(10)
+        engine.close()
+    with pytest.raises(StoreClosed):
+        engine.get(b"k")
