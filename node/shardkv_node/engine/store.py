@@ -613,6 +613,7 @@ class Store(StoreTablets):
 
             def ended(error: StorageError | None) -> None:
                 self._sync_ended(target, error)
+                self._advance_splits()  # one may have wanted this freeze
 
             self._syncer.submit(target.sync, ended)
         return log.offset - log.synced_offset <= unsynced_max

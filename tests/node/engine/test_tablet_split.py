@@ -23,6 +23,7 @@ from shardkv_node.engine.vfs import OsVfs
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing
 from tests.node.engine.store_driver import STORE, TINY, Rows, commit, commit_write, open_store, scan
+from tests.node.engine.test_quick_lane import HeldSyncer
 from tests.node.engine.test_store import paused_store
 
 LABELS = (b"left", b"right")
@@ -440,3 +441,15 @@ def test_a_split_at_a_token_by_a_worker_process_on_a_real_disk(tmp_path: Path) -
     finally:
         store.close()
     assert verify_store(OsVfs(), str(tmp_path / "store")).problems == []
+
+
+def test_a_split_goes_on_by_itself_when_its_flush_had_to_wait_for_a_sync() -> None:
+    syncer = HeldSyncer()
+    options = replace(TINY, durability="os", memtable_bytes_max=1 << 20)
+    store = Store.open(STORE, options, vfs=CrashVfs(), post=lambda call: call(), syncer=syncer)
+    whole = store.create_tablet(b"whole")
+    commit(store, whole, [(b"k", b"v" * 300_000)])  # too much to sync while the owner waits
+    split = store.split_tablet_by_token(whole, MIDDLE, LABELS)
+    assert split.outcome is None
+    syncer.run()
+    assert isinstance(split.outcome, tuple)
