@@ -545,7 +545,7 @@ class Store(StoreTablets):
         self._chores.close()
 
     def close(self) -> None:
-        """Sync the log, end the workers, release the lock. Safe to call twice. Raises `StorageError` if the sync fails.
+        """Sync the log, end the workers, release the lock. Safe to call twice. Raises `StorageError` if the log fails.
 
         A group still in flight stays in the log, not acknowledged. After a poisoning nothing is written.
         """
@@ -565,7 +565,7 @@ class Store(StoreTablets):
         try:
             self._log.sync()
             self._log.note_synced(self._log.offset)
-            self._mark()
+            self._log.mark(self._tick())
             self._log.trim()
             self._log.sync()
         except StorageError as error:

@@ -312,6 +312,18 @@ def test_a_second_open_is_refused_and_the_lock_is_released_by_close_and_by_a_fai
     open_store(vfs).close()
 
 
+def test_nothing_is_done_to_a_log_that_failed_in_a_close() -> None:
+    vfs = CrashVfs()
+    store = open_store(vfs, replace(ROOMY, durability="os"))
+    tablet = store.create_tablet(b"t")
+    commit(store, tablet, [(b"k", b"v")])
+    vfs.fail_at(vfs.operations + 2)  # the mark behind the sync
+    with pytest.raises(StorePoisoned):
+        store.close()
+    assert vfs.operations == vfs._fail_at
+    assert scan(open_store(vfs), tablet) == {b"k": b"v"}
+
+
 def test_a_poisoned_store_still_reads_and_says_what_to_do() -> None:
     vfs = CrashVfs()
     store = open_store(vfs, ROOMY)
