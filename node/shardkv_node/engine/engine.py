@@ -293,6 +293,7 @@ class Engine(Reader):
         """This is a child of the process that opened the store, and has nothing to do with it."""
         self._in_child = True
         self._rows.values.clear()
+        self._store.forked()
 
     # --- inside ---
 

@@ -561,6 +561,10 @@ class Store(StoreTablets):
             self._close_files()
             self._lock.release()
 
+    def forked(self) -> None:
+        """This is a child of the process that opened the store: it must not keep others out when that is gone."""
+        self._lock.leave()
+
     def _sync_to_the_end(self) -> None:
         try:
             self._log.sync()

@@ -64,7 +64,13 @@ class ReadableFile(Protocol):
 
 
 class Lock(Protocol):
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let others in, whatever forked children there are. Safe to call twice."""
+        ...
+
+    def leave(self) -> None:
+        """In a forked child: have no part in the lock, which stays its parent's."""
+        ...
 
 
 class Vfs(Protocol):
@@ -356,7 +362,13 @@ class _OsLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Let others in. The lock file stays: removing it would let two processes lock two different files."""
+        """The lock file stays: removing it would let two processes lock two different files."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a close alone leaves it with forked children
+        self.leave()
+
+    def leave(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

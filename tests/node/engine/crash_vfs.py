@@ -270,3 +270,6 @@ class _CrashLock:
 
     def release(self) -> None:
         self._locked.discard(self._path)
+
+    def leave(self) -> None:
+        pass

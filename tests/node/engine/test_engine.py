@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -326,3 +328,47 @@ def test_what_a_read_beside_a_close_finds_is_not_found_after_it(tmp_path: Path) 
         engine.close()
     with pytest.raises(StoreClosed):
         engine.get(b"k")
+
+
+def test_a_forked_child_keeps_nobody_out(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+
+    def live_on(engine: Engine) -> int:
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the test has ended
+            os._exit(0)
+        with pytest.raises(StoreLocked):
+            Engine.open(tmp_path)  # it is still the parent's
+        return child
+
+    engine = Engine.open(tmp_path, workers=0)
+    child = live_on(engine)
+    engine.close()
+    Engine.open(tmp_path, workers=0).close()
+    os.close(writer)
+    os.close(reader)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+OWNER_WITH_A_CHILD = """
+import os, sys
+from shardkv_node.engine import Engine
+engine = Engine.open(sys.argv[1], workers=0)
+if os.fork():
+    print("held", flush=True)
+    os.kill(os.getpid(), 9)
+sys.stdin.read()
+"""
+
+
+def test_a_forked_child_of_an_owner_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER_WITH_A_CHILD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdin is not None and owner.stdout is not None
+    assert owner.stdout.readline() == b"held\n" and owner.wait(20) < 0
+    Engine.open(tmp_path, workers=0).close()
+    owner.stdin.close()
+    owner.stdout.close()
