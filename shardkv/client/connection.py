@@ -11,6 +11,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -56,6 +57,7 @@ class Connection:
         self.label = label
         self.usable = True
         self._sock = sock
+        sock.settimeout(0)  # any other timeout makes three system calls of each call
         self._limits = limits
         self._decoder = FrameDecoder(limits.frame_bytes_max)
         self._clock = HybridClock()
@@ -75,9 +77,9 @@ class Connection:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            hello = decode_hello(connection._ask(Op.HELLO, raw(me.hello()), deadline))
+            hello = decode_hello(connection._introduce(Op.HELLO, raw(me.hello()), deadline))
             check_hello(me, hello)
-            connection._ask(Op.CONTEXT, raw(Context(CTX, keyspace, None, None)), deadline)
+            connection._introduce(Op.CONTEXT, raw(Context(CTX, keyspace, None, None)), deadline)
         except BaseException:
             connection.close()
             raise
@@ -94,6 +96,27 @@ class Connection:
         except OSError:
             return False
 
+    def ask(self, op: Op, payload: msgspec.Raw, deadline: float) -> Outcome:
+        """As `exchange`, for one request."""
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        outcomes: dict[int, Outcome] = {}
+        sent, size = 0, 1
+        try:
+            frame = self._frame(request_id, op, payload, deadline)
+            size = len(frame)
+            while sent < size:
+                sent += self._send(memoryview(frame)[sent:] if sent else frame, deadline)
+            while not outcomes:
+                self._receive(request_id, outcomes, deadline)
+        except (OSError, ShardKVError) as error:
+            self.usable = False
+            return outcomes.get(request_id) or self._without_answer(error, handed_over=sent == size)
+        except BaseException:
+            self.usable = False
+            raise
+        return outcomes[request_id]
+
     def exchange(self, requests: Sequence[tuple[Op, msgspec.Raw]], deadline: float) -> list[Outcome]:
         """Send requests, each in a frame of its own, and wait for all answers: one outcome each, in order.
 
@@ -105,10 +128,11 @@ class Connection:
         ends: list[int] = []
         sent = 0
         try:
-            stream, ends = self._frames(first, requests, deadline)
+            frames = [self._frame(first + index, *request, deadline) for index, request in enumerate(requests)]
+            stream = memoryview(b"".join(frames))
+            ends = list(accumulate(map(len, frames)))
             while sent < len(stream):
-                self._wait_at_most(deadline)
-                sent += self._sock.send(memoryview(stream)[sent:] if sent else stream)
+                sent += self._send(stream[sent:], deadline)
             while len(outcomes) < len(requests):
                 self._receive(first, outcomes, deadline)
         except (OSError, ShardKVError) as error:
@@ -123,24 +147,25 @@ class Connection:
             raise
         return [outcomes[first + index] for index in range(len(requests))]
 
-    def _frames(
-        self, first: int, requests: Sequence[tuple[Op, msgspec.Raw]], deadline: float
-    ) -> tuple[bytes, list[int]]:
-        """The bytes to send, and where in them each request's frame ends."""
+    def _frame(self, request_id: int, op: Op, payload: msgspec.Raw, deadline: float) -> bytes:
         left_ms = told_deadline_ms(deadline - time.monotonic())
-        clock = self._clock.tick(_wall_ms())
-        frames: list[bytes] = []
-        ends: list[int] = []
-        end = 0
-        for index, (op, payload) in enumerate(requests):
-            request = Request(first + index, op, CTX, None, None, left_ms, payload)
-            frames.append(encode_frame(encode_batch(clock, [request])))
-            end += len(frames[-1])
-            ends.append(end)
-        return b"".join(frames), ends
+        request = Request(request_id, op, CTX, None, None, left_ms, payload)
+        return encode_frame(encode_batch(self._clock.tick(_wall_ms()), [request]))
+
+    def _send(self, data: bytes | memoryview, deadline: float) -> int:
+        """How many of these bytes the kernel took, which are none when it has to be asked again."""
+        if time.monotonic() >= deadline:
+            raise TimeoutError("timed out")
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            room = select.poll()
+            room.register(self._sock, select.POLLOUT)
+            self._wait(room, deadline)
+            return 0
 
     def _receive(self, first: int, outcomes: dict[int, Outcome], deadline: float) -> None:
-        self._wait_at_most(deadline)
+        self._wait(self._poll, deadline)
         data = self._sock.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError("it was closed")
@@ -154,11 +179,10 @@ class Connection:
                     self._problem = reply_error(reply.payload)
                     raise self._problem
 
-    def _wait_at_most(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
+    def _wait(self, poll: select.poll, deadline: float) -> None:
+        left_ms = (deadline - time.monotonic()) * 1000
+        if left_ms <= 0 or not poll.poll(left_ms):
             raise TimeoutError("timed out")
-        self._sock.settimeout(left)
 
     def _without_answer(self, error: OSError | ShardKVError, *, handed_over: bool) -> Outcome:
         if isinstance(error, TimeoutError):
@@ -167,9 +191,9 @@ class Connection:
             return Lost(f"The {self.label} broke off the connection: {error.message}", sent=handed_over)
         return Lost(f"The connection to the {self.label} broke: {_reason(error)}.", sent=handed_over)
 
-    def _ask(self, op: Op, payload: msgspec.Raw, deadline: float) -> msgspec.Raw:
+    def _introduce(self, op: Op, payload: msgspec.Raw, deadline: float) -> msgspec.Raw:
         """One request of the handshake. Raises RouterUnavailable, or what the peer reported."""
-        (outcome,) = self.exchange([(op, payload)], deadline)
+        outcome = self.ask(op, payload, deadline)
         if isinstance(outcome, RawReply):
             if outcome.status == OK:
                 return outcome.payload

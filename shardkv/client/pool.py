@@ -41,7 +41,9 @@ class Pool:
         _watch_forks()
 
     def _start_empty(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0
         self._idle: list[Connection] = []
         self._lent = 0
 
@@ -58,13 +60,9 @@ class Pool:
         Raises ClientClosed, RouterUnavailable, DeadlineExceeded (all connections in use all the time), or a router's
         refusal of us.
         """
-        with self._changed:
-            while not self._closed and not self._idle and self._lent >= self._size:
-                if not self._changed.wait(deadline - time.monotonic()):
-                    raise DeadlineExceeded(
-                        f"All {self._size} connections of this client were in use for {timeout_s:g} s.",
-                        hint="Raise connections_max, or share the client among fewer threads.",
-                    )
+        with self._lock:
+            if not self._idle and self._lent >= self._size:
+                self._wait_for_one(timeout_s, deadline)
             if self._closed:
                 raise closed_error()
             self._lent += 1
@@ -79,13 +77,26 @@ class Pool:
             self._give_back(None)
             raise
 
+    def _wait_for_one(self, timeout_s: float, deadline: float) -> None:
+        """Until one may be had, or the pool is closed. Requires: the lock is held."""
+        self._waiting += 1
+        try:
+            while not self._closed and not self._idle and self._lent >= self._size:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise DeadlineExceeded(
+                        f"All {self._size} connections of this client were in use for {timeout_s:g} s.",
+                        hint="Raise connections_max, or share the client among fewer threads.",
+                    )
+        finally:
+            self._waiting -= 1
+
     def release(self, connection: Connection) -> None:
         """Take back what `acquire` lent."""
         self._give_back(connection)
 
     def close(self) -> None:
         """Close idle connections now and lent ones when they come back; `acquire` raises ClientClosed from now on."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             self._changed.notify_all()
@@ -93,12 +104,13 @@ class Pool:
             connection.close()
 
     def _give_back(self, connection: Connection | None) -> None:
-        with self._changed:
+        with self._lock:
             self._lent -= 1
             kept = connection is not None and connection.usable and not self._closed
             if kept and connection is not None:
                 self._idle.append(connection)
-            self._changed.notify()
+            if self._waiting:
+                self._changed.notify()
         if connection is not None and not kept:
             connection.close()
 

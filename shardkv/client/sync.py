@@ -459,6 +459,8 @@ class Client(Generic[Out]):
         while waiting:
             now = waiting[:window]
             self._exchange(now, timeout_s, deadline)
+            if len(waiting) == 1 and waiting[0].state is State.DONE:
+                return  # as most calls end, and these need no more looks
             if any(call.state is State.FAILED for call in now):
                 break
             waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
@@ -481,9 +483,13 @@ class Client(Generic[Out]):
                 call.give_up(error)
             return
         try:
-            outcomes = connection.exchange([(call.op, call.payload()) for call in calls], deadline)
-            for call, outcome in zip(calls, outcomes, strict=True):
-                settle(call, outcome)
+            if len(calls) == 1:
+                settle(calls[0], connection.ask(calls[0].op, calls[0].payload(), deadline))
+            else:
+                outcomes = connection.exchange([(call.op, call.payload()) for call in calls], deadline)
+                for call, outcome in zip(calls, outcomes, strict=True):
+                    settle(call, outcome)
+            for call in calls:
                 if isinstance(call.error, Draining):
                     connection.usable = False
         finally:

@@ -50,6 +50,8 @@ def check_keys(keys: Sequence[bytes], limits: Limits) -> None:
 
 def check_values(values: Sequence[bytes], limits: Limits) -> None:
     """Raises ValueTooLarge."""
+    if len(values) == 1 and len(values[0]) <= limits.value_bytes_max:
+        return
     longest = max(map(len, values), default=0)
     if longest > limits.value_bytes_max:
         index = [len(value) for value in values].index(longest)
