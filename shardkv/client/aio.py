@@ -32,6 +32,7 @@ from shardkv.client.arguments import (
 from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
 from shardkv.client.calls import Call, Lost, Outcome, State, raise_failure, settle
 from shardkv.client.connection import CTX, told_deadline_ms
+from shardkv.client.deadlines import Deadlines
 from shardkv.client.missing import PartialCount, PartialDict, wants_partial
 from shardkv.client.pool import closed_error, no_router_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
@@ -89,6 +90,7 @@ class AsyncClient(Generic[Out]):
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._peer: Peer | None = None
+        self._deadlines = Deadlines()
 
     # One key
 
@@ -440,6 +442,7 @@ class AsyncClient(Generic[Out]):
         peer, self._peer = self._peer, None
         if peer is not None:
             await peer.close()
+        self._deadlines.close()
 
     async def __aenter__(self) -> Self:
         self._check_open()
@@ -466,6 +469,8 @@ class AsyncClient(Generic[Out]):
         while waiting:
             now = waiting[:window]
             await self._exchange(now, timeout_s, deadline)
+            if len(waiting) == 1 and waiting[0].state is State.DONE:
+                return  # as most calls end, and these need no more looks
             if any(call.state is State.FAILED for call in now):
                 break
             waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
@@ -487,7 +492,15 @@ class AsyncClient(Generic[Out]):
             for call in calls:
                 call.give_up(error)
             return
-        sent = [_Sent(peer, call, deadline) for call in calls]
+        loop = _running()
+        if len(calls) == 1:
+            only = _Sent(loop, peer, self._deadlines, calls[0], deadline)
+            try:
+                settle(only.call, await only.answer)
+            finally:
+                only.forget()
+            return
+        sent = [_Sent(loop, peer, self._deadlines, call, deadline) for call in calls]
         try:
             for one in sent:
                 settle(one.call, await one.answer)
@@ -552,27 +565,28 @@ class AsyncClient(Generic[Out]):
 class _Sent:
     """A call on its way: `answer` always ends, at the deadline at the latest."""
 
-    __slots__ = ("_id", "_peer", "_timer", "answer", "call")
+    __slots__ = ("_deadlines", "_id", "_peer", "answer", "call")
 
-    def __init__(self, peer: Peer, call: Call, deadline: float) -> None:
-        loop = _running()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, peer: Peer, deadlines: Deadlines, call: Call, deadline: float
+    ) -> None:
         self.call = call
         self.answer: asyncio.Future[Outcome] = loop.create_future()
         self._peer = peer
+        self._deadlines = deadlines
         self._id: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
         now = loop.time()
         told = now + told_deadline_ms(deadline - now) / 1000
         try:
             self._id = peer.send(call.op, call.payload(), on_reply=self._deliver, ctx=CTX, deadline=told)
-            self._timer = loop.call_at(deadline, self._time_out)
         except UnavailableError as error:
             self.answer.set_result(Lost(error.message, sent=False))
+        else:
+            deadlines.watch(self, deadline)
 
     def forget(self) -> None:
         """No more interested in the answer, or it came."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.forget(self)
         if self._id is not None and not (self.answer.done() and not self.answer.cancelled()):
             self._peer.forget(self._id)
 
@@ -580,7 +594,8 @@ class _Sent:
         if not self.answer.done():
             self.answer.set_result(reply if isinstance(reply, RawReply) else Lost(reply.message, sent=True))
 
-    def _time_out(self) -> None:
+    def time_out(self) -> None:
+        """As `Deadlines` tells it."""
         if not self.answer.done():
             self.answer.set_result(Lost(f"{self._peer.label} did not answer in time.", sent=True, timed_out=True))
             if self._id is not None:
