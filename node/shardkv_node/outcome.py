@@ -1,8 +1,17 @@
-"""Why a write that has ended was not applied, as its asker is told."""
+"""What became of a write that has ended, as its asker is told."""
 
 from __future__ import annotations
 
 from shardkv.errors import OutcomeUnknown, ShardKVError, StorePoisoned
+from shardkv.wire.messages import WriteResult
+from shardkv_node.engine.write import Write
+
+_RESULT_BYTES = bytes((WriteResult.APPLIED, WriteResult.APPLIED_EXISTED))
+
+
+def told_results(write: Write) -> bytes:
+    """A WriteResult for each operation of a write that was applied."""
+    return bytes(len(write.keys)) if write.existed is None else bytes(map(_RESULT_BYTES.__getitem__, write.existed))
 
 
 def told_error(error: Exception) -> ShardKVError:

@@ -7,7 +7,7 @@ owns now. Replies to reads are formed at once; replies to writes when their grou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -42,9 +42,10 @@ from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
-from shardkv_node.outcome import told_error
+from shardkv_node.outcome import told_error, told_results
 from shardkv_node.ownership import Ownership
 from shardkv_node.ranges import RangeSteps
+from shardkv_node.shares import Shares
 
 PAGE_BYTES_MAX = 1024 * 1024
 """Upper bound of one page, whatever was asked: it is the time the loop is away for one request."""
@@ -58,7 +59,6 @@ TOGETHER_BYTES = 1024 * 1024
 _INCR = int(Kind.INCR)
 _APPLIED = bytes((WriteResult.APPLIED,))
 _NO_PROBLEMS: list[ShardProblem] = []
-_RESULT_BYTES = bytes((WriteResult.APPLIED, WriteResult.APPLIED_EXISTED))
 
 
 class NodeService:
@@ -70,6 +70,7 @@ class NodeService:
         self._committer = committer
         self._limits = limits
         ranges = RangeSteps(store, ownership, committer, limits)
+        self._shares = Shares(ownership, committer, limits, read=self._read_of, write=self._write_of)
         self._handlers = {
             Op.READ: self._read,
             Op.WRITE: self._write,
@@ -94,16 +95,23 @@ class NodeService:
         """Writes in flight go on; their replies are dropped by the connection."""
 
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        if request.shard is None:
+            self._shares.read(connection, request)
+            return
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
         asked: Read = decode_read(request.payload)
         check_read(asked.keys, self._limits)
-        if asked.want_versions:
-            self._read_versions(connection, request.id, tablet, asked.keys)
-            return
-        values, size_bytes = self._values(tablet, asked.keys)
-        connection.reply(request.id, ReadReply(values), size_bytes=size_bytes)
+        found, size_bytes = self._read_of(tablet, asked.keys, want_versions=asked.want_versions)
+        connection.reply(request.id, found, size_bytes=size_bytes)
 
-    def _read_versions(self, connection: Connection, request_id: int, tablet: int, keys: Sequence[bytes]) -> None:
+    def _read_of(self, tablet: int, keys: Sequence[bytes], *, want_versions: bool) -> tuple[ReadReply, int]:
+        """What a tablet has, and the bytes of the values. Raises BatchTooLarge."""
+        if want_versions:
+            return self._versioned(tablet, keys)
+        values, size_bytes = self._values(tablet, keys)
+        return ReadReply(values), size_bytes
+
+    def _versioned(self, tablet: int, keys: Sequence[bytes]) -> tuple[ReadReply, int]:
         values: list[bytes | None] = []
         versions: list[int] = []
         size_bytes = 0
@@ -113,7 +121,7 @@ class NodeService:
             versions.append(version)
             size_bytes += len(value or b"")
             self._check_fits(len(values), size_bytes)
-        connection.reply(request_id, ReadReply(values, versions), size_bytes=size_bytes)
+        return ReadReply(values, versions), size_bytes
 
     def _values(self, tablet: int, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
         """The values of `keys` and their bytes. Raises BatchTooLarge before they take more memory than a few frames."""
@@ -155,20 +163,27 @@ class NodeService:
             )
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        if request.shard is None:
+            self._shares.write(connection, request, deadline)
+            return
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
         asked: WriteRequest = decode_write(request.payload)
         check_write(asked, self._limits)
+        self._committer.submit(self._write_of(tablet, asked, partial(_answer_write, connection, request.id)), deadline)
+
+    def _write_of(self, tablet: int, asked: WriteRequest, done: Callable[[Write], None]) -> Write:
+        """What is asked for, as a write of the store. Requires: `check_write`."""
         write = Write(
             tablet=tablet,
             keys=asked.keys,
             kinds=asked.kinds,
             values=asked.values,
             want_existed=asked.want_existed,
-            done=partial(_answer_write, connection, request.id),
+            done=done,
         )
         if asked.conditions is not None or asked.ttl_ms is not None or asked.kinds == _INCR:
             self._complete(write, asked)
-        self._committer.submit(write, deadline)
+        return write
 
     def write_together(
         self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
@@ -285,6 +300,5 @@ def _answer_write(connection: Connection, request_id: int, write: Write) -> None
     if write.error is not None:
         connection.fail(request_id, told_error(write.error))
         return
-    results = bytes(len(write.keys)) if write.existed is None else bytes(map(_RESULT_BYTES.__getitem__, write.existed))
     number = None if write.add is None else int(write.values[0])
-    connection.reply(request_id, WriteReply(results, write.version, [], number))
+    connection.reply(request_id, WriteReply(told_results(write), write.version, [], number))

@@ -20,11 +20,10 @@ from shardkv.limits import Limits
 from shardkv.topology.gathering import (
     PartialReadGather,
     ReadGather,
+    Split,
     WriteGather,
     one_shard,
-    read_part,
     split_by_shard,
-    write_part,
 )
 from shardkv.topology.routes import tell_routes
 from shardkv.topology.view import KeyspaceView, Topology
@@ -55,6 +54,7 @@ from shardkv_router.bundles import Bundle
 from shardkv_router.forwarding import Forwarder, Part
 from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
+from shardkv_router.shares import Gathering, Members, Share, SharedReading, SharedWriting
 
 DEFAULT_KEYSPACE = "default"
 _FORWARDED = {int(op): op for op in (Op.READ, Op.WRITE)}
@@ -156,48 +156,22 @@ class RouterService:
         read: PartialRead = decode_partial_read(request.payload)
         keys = read.keys
         check_read(keys, self._limits)
-        if read.partial:
-            self._read_in_part(connection, request, view, read, deadline)
-            return
-        if len(keys) == 1:
+        if len(keys) == 1 and not read.partial:
             self._forward(connection, request, view.shard_for(keys[0]).id, deadline)
             return
         split = split_by_shard(view, keys)
-        if len(split) == 1:
+        if len(split) == 1 and not read.partial:
             self._forward(connection, request, split[0][0], deadline)
             return
-        gather = ReadGather(
+        shares = self._by_node(split)
+        gather = (PartialReadGather if read.partial else ReadGather)(
             len(keys),
-            len(split),
+            len(shares),
             self._limits.frame_bytes_max,
             partial(_answer, connection, request.id),
             versions=read.want_versions,
         )
-        for shard_id, indexes in split:
-            payload = read_part(read, indexes)
-            self._forwarder.send(Part(Op.READ, payload, shard_id, deadline, gather.part(indexes)))
-
-    def _read_in_part(
-        self,
-        connection: Connection,
-        request: Request,
-        view: KeyspaceView,
-        read: PartialRead,
-        deadline: float | None,
-    ) -> None:
-        """Answer without the shards that are away, and wait for none."""
-        split = split_by_shard(view, read.keys)
-        gather = PartialReadGather(
-            len(read.keys),
-            len(split),
-            self._limits.frame_bytes_max,
-            partial(_answer, connection, request.id),
-            versions=read.want_versions,
-        )
-        for shard_id, indexes in split:
-            done = gather.part_of(self.topology.shards[shard_id], indexes)
-            part = Part(Op.READ, read_part(read, indexes), shard_id, deadline, done, waits=False)
-            self._forwarder.send(part)
+        self._send_shares(shares, SharedReading(read, gather), deadline)
 
     def _write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)
@@ -213,10 +187,21 @@ class RouterService:
         if len(split) == 1:
             self._forward(connection, request, split[0][0], deadline)
             return
-        gather = WriteGather(len(write.keys), len(split), partial(_answer, connection, request.id))
+        shares = self._by_node(split)
+        gather = WriteGather(len(write.keys), len(shares), partial(_answer, connection, request.id))
+        self._send_shares(shares, SharedWriting(write, gather), deadline)
+
+    def _by_node(self, split: Split) -> dict[str, Members]:
+        """The shards of a request by the node that owns them now."""
+        shares = defaultdict[str, Members](list)
         for shard_id, indexes in split:
-            payload = write_part(write, indexes)
-            self._forwarder.send(Part(Op.WRITE, payload, shard_id, deadline, gather.part(shard_id, indexes)))
+            shard = self.topology.shards[shard_id]
+            shares[shard.node].append((shard, indexes))
+        return shares
+
+    def _send_shares(self, shares: dict[str, Members], gathering: Gathering, deadline: float | None) -> None:
+        for node, members in shares.items():
+            self._forwarder.send_together(node, Share(self._forwarder, gathering, members, deadline))
 
     def _forward(self, connection: Connection, request: Request, shard_id: int, deadline: float | None) -> None:
         request.shard = shard_id

@@ -32,6 +32,7 @@ from shardkv.wire.messages import (
     Read,
     ReadReply,
     ShardProblem,
+    SharedWrite,
     Write,
     WriteReply,
     WriteResult,
@@ -84,6 +85,10 @@ class ReadGather:
         self._left = parts
         self._done = done
         self._error: ShardKVError | None = None
+
+    def more(self, parts: int) -> None:
+        """So many parts more are to be waited for."""
+        self._left += parts
 
     def part(self, indexes: list[int]) -> Callable[[msgspec.Raw | ShardKVError], None]:
         """The callback of the part that asked for the keys at `indexes`."""
@@ -175,6 +180,10 @@ class WriteGather:
         self._left = parts
         self._done = done
 
+    def more(self, parts: int) -> None:
+        """So many parts more are to be waited for."""
+        self._left += parts
+
     def part(self, shard_id: int, indexes: list[int]) -> Callable[[msgspec.Raw | ShardKVError], None]:
         """The callback of the part with the operations at `indexes`."""
 
@@ -185,8 +194,9 @@ class WriteGather:
             else:
                 told = _understood(decode_write_reply, answer, lambda reply: reply.results, count)
                 results = told if told is not None else self._failed(shard_id, count, _NONSENSE)
-            for index, result in zip(indexes, results, strict=True):
-                self._results[index] = result
+            if any(results):
+                for index, result in zip(indexes, results, strict=True):
+                    self._results[index] = result
             self._left -= 1
             if not self._left:
                 self._done(WriteReply(bytes(self._results), None, self._problems))
@@ -251,15 +261,34 @@ def read_part(read: Read, indexes: list[int]) -> msgspec.Raw:
 
 def write_part(write: Write, indexes: list[int]) -> msgspec.Raw:
     """The payload of one shard's share of a write, which has no conditions."""
-    kinds = write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes))
     return raw(
         Write(
             token=write.token,
             conditions=None,
-            kinds=kinds,
+            kinds=_picked_kinds(write.kinds, indexes),
             keys=pick(write.keys, indexes),
             values=pick(write.values, indexes),
             want_existed=write.want_existed,
             ttl_ms=write.ttl_ms,
         )
     )
+
+
+def node_part(write: Write, indexes: list[int], shards: list[tuple[int, int, int]]) -> msgspec.Raw:
+    """The payload of a node's share of a write, which has no conditions: of these (shard, epoch, count)."""
+    return raw(
+        SharedWrite(
+            token=write.token,
+            conditions=None,
+            kinds=_picked_kinds(write.kinds, indexes),
+            keys=pick(write.keys, indexes),
+            values=pick(write.values, indexes),
+            want_existed=write.want_existed,
+            ttl_ms=write.ttl_ms,
+            shards=shards,
+        )
+    )
+
+
+def _picked_kinds(kinds: int | bytes, indexes: list[int]) -> int | bytes:
+    return kinds if isinstance(kinds, int) else bytes(map(kinds.__getitem__, indexes))

@@ -192,6 +192,23 @@ class Write(Message):
     """What is written reads as absent so many milliseconds after the node took it; nil: it stays."""
 
 
+ShardSpans = Annotated[list[tuple[int, int, int]], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]
+"""(shard, epoch, count): the next `count` keys are of that shard."""
+
+
+class SharedRead(PartialRead):
+    """A node's share of a read: keys of several shards. Its request names no shard."""
+
+    shards: ShardSpans = []
+
+
+class SharedWrite(Write):
+    """A node's share of a write without conditions: operations on several shards, atomic in each of them. Its request
+    names no shard."""
+
+    shards: ShardSpans = []
+
+
 class ShardProblem(Message):
     """Why the operations of one shard were not applied, or are not known to be; or why it could not be read."""
 
@@ -351,6 +368,15 @@ class MetaEntries(Message):
     entries: list[MetaEntry]
 
 
+class _ReadProblems(Message):
+    """As far as something went wrong; the values are not looked at."""
+
+    values: msgspec.Raw
+    versions: msgspec.Raw
+    missing: msgspec.Raw
+    problems: list[ShardProblem]
+
+
 Requests = tuple[int, Annotated[list[Request], msgspec.Meta(max_length=FRAME_REQUESTS_MAX)]]
 Replies = tuple[int, Annotated[list[RawReply], msgspec.Meta(max_length=COLUMN_LENGTH_HARD_MAX)]]
 
@@ -424,7 +450,11 @@ decode_read = PayloadDecoder(Read)
 decode_read_reply = PayloadDecoder(ReadReply)
 decode_partial_read = PayloadDecoder(PartialRead, "read")
 decode_partial_read_reply = PayloadDecoder(PartialReadReply)
+decode_shared_read = PayloadDecoder(SharedRead)
+decode_read_problems = PayloadDecoder(_ReadProblems)
+"""Of a PartialReadReply."""
 decode_write = PayloadDecoder(Write)
+decode_shared_write = PayloadDecoder(SharedWrite)
 decode_write_reply = PayloadDecoder(WriteReply)
 decode_scan = PayloadDecoder(Scan)
 decode_page = PayloadDecoder(Page)
@@ -514,6 +544,17 @@ def decode_any(payload: msgspec.Raw) -> Any:
 def error_reply(request_id: int, error: ShardKVError) -> Reply:
     """The reply that reports `error`."""
     return Reply(request_id, ERROR, ErrorPayload(error.code, error.message, error.detail, error.hint))
+
+
+def problem_of(shard: int, error: ShardKVError) -> ShardProblem:
+    """What `error` says of a shard."""
+    return ShardProblem(shard, error.code, error.message, error.detail, error.hint)
+
+
+def problem_reply(problem: ShardProblem) -> RawReply:
+    """The reply that would have told this of a request of that shard alone."""
+    told = ErrorPayload(problem.code, problem.message, problem.detail, problem.hint)
+    return RawReply(0, ERROR, raw(told))
 
 
 def reply_error(payload: msgspec.Raw) -> ShardKVError:

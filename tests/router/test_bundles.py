@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -22,115 +20,11 @@ from shardkv.errors import (
     StaleEpoch,
 )
 from shardkv.limits import DEFAULT_LIMITS
-from shardkv.transport.peer import Peer
-from shardkv.transport.server import Connection, Server
-from shardkv.wire.hello import Identity
-from shardkv.wire.messages import (
-    NOTHING,
-    OK,
-    Conditions,
-    Op,
-    RawReply,
-    Read,
-    ReadReply,
-    Request,
-    Write,
-    WriteReply,
-    decode_any,
-    decode_read,
-    decode_write,
-    raw,
-    reply_error,
-)
+from shardkv.transport.server import Connection
+from shardkv.wire.messages import NOTHING, Conditions, Op, Read, Request, Write, raw
 from shardkv_router.bundles import Bundle
-from shardkv_router.service import RouterService
-from tests.router.world import Node, RouterWorld, hold, router_world, run, until
-
-
-def echo(node: Node, connection: Connection, request: Request) -> None:
-    """A read finds the key as its value, a write is applied."""
-    if request.op == Op.READ:
-        connection.reply(request.id, ReadReply([*decode_read(request.payload).keys]))
-    else:
-        connection.reply(request.id, WriteReply(b"\0", 1, []))
-
-
-def key_of(request: Request) -> bytes:
-    decode = decode_read if request.op == Op.READ else decode_write
-    key: bytes = decode(request.payload).keys[0]
-    return key
-
-
-def asked_for(node: Node) -> list[bytes]:
-    return [key_of(request) for request in node.asked]
-
-
-def read(key: bytes) -> tuple[Op, msgspec.Raw]:
-    return Op.READ, raw(Read([key]))
-
-
-def write(key: bytes) -> tuple[Op, msgspec.Raw]:
-    return Op.WRITE, raw(Write(None, None, 1, [key], [b"v"], False))
-
-
-class Client:
-    """Sends through the router and keeps what came of each request."""
-
-    def __init__(self, peer: Peer, world: RouterWorld) -> None:
-        self.peer = peer
-        self.world = world
-
-    def send(self, *asked: tuple[Op, msgspec.Raw], timeouts_s: list[float] | None = None) -> list[list[Any]]:
-        """All in one frame. What comes of each is appended to its list."""
-        came: list[list[Any]] = [[] for _ in asked]
-        now = self.world.loop.time()
-        for number, (op, payload) in enumerate(asked):
-            deadline = now + (timeouts_s[number] if timeouts_s else 5)
-            self.peer.send(op, payload, on_reply=came[number].append, deadline=deadline)
-        return came
-
-    @property
-    def bundles(self) -> list[Bundle]:
-        """Those under way."""
-        return [sent for sent in self.world.forwarder._sent if isinstance(sent, Bundle)]
-
-
-def told(came: list[Any]) -> Any:
-    """What the one reply says: its payload, or the error."""
-    (reply,) = came
-    assert isinstance(reply, RawReply)
-    return decode_any(reply.payload) if reply.status == OK else reply_error(reply.payload)
-
-
-async def all_told(came: list[list[Any]]) -> list[Any]:
-    await until(lambda: all(came))
-    await asyncio.sleep(0.05)
-    return [told(one) for one in came]
-
-
-@contextlib.asynccontextmanager
-async def client_of(*nodes: Node, shards: int = 2, **options: int) -> AsyncIterator[Client]:
-    """Keys before b"b" are of shard 1 on the first node, the next letters of the shards after it, round robin."""
-    for node in nodes:
-        node.answers = echo
-    async with router_world(*nodes, shards=shards, **options) as world:
-
-        async def nothing() -> None:
-            return None
-
-        service = RouterService(world.forwarder, world.scanner, DEFAULT_LIMITS, nothing)
-        service.update(world.topology)
-        me = Identity("router", "router-1")
-        server = Server(service, me=lambda: me, begin_together=service.begin_together)
-        port = await server.listen("127.0.0.1", 0)
-        peer = Peer([f"127.0.0.1:{port}"], me=lambda: Identity("client", "c"))
-        peer.start()
-        await peer.wait_connected(5)
-        try:
-            yield Client(peer, world)
-        finally:
-            await peer.close()
-            await server.drain(grace_s=0)
+from tests.router.clients import all_told, asked_for, client_of, echo, key_of, read, told, write
+from tests.router.world import Node, hold, run, until
 
 
 def test_each_request_of_a_bundle_gets_the_reply_to_it() -> None:
@@ -156,7 +50,8 @@ def test_requests_that_come_together_go_to_their_node_together() -> None:
             node.answers = hold
             client.send(*(write(b"a%d" % number) for number in range(12)))
             await until(lambda: len(node.asked) == 12)
-            assert len(client.bundles) == 1
+            (bundle,) = client.world.forwarder._sent
+            assert isinstance(bundle, Bundle)
 
     run(story)
 
