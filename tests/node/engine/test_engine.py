@@ -282,9 +282,10 @@ def test_an_open_that_failed_anywhere_lets_go_of_the_lock() -> None:
         return True
 
     whole = CrashVfs()
-    Engine.open("/data/store", vfs=whole, workers=0, disk_reserve_bytes=0)
-    failed = 0
-    for n in range(1, whole.operations + 1):
+    engine = Engine.open("/data/store", vfs=whole, workers=0, disk_reserve_bytes=0)
+    operations, failed = whole.operations, 0
+    engine.close()
+    for n in range(1, operations + 1):
         vfs = CrashVfs()
         vfs.fail_at(n)
         failed += not try_to_open(vfs)
