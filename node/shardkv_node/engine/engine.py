@@ -314,7 +314,8 @@ class Engine(Reader):
         """
         store = self._store
         frozen = store.maintenance.frozen
-        syncs_left = SYNCS_BEFORE_FREEZE
+        # With an interval little is unsynced, and the next sync may be set for later.
+        syncs_left = SYNCS_BEFORE_FREEZE if store.options.durability == "os" else 0
         while True:
             with self._commits.paused():
                 self._check_usable()

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -373,3 +374,12 @@ def test_a_forked_child_of_an_owner_that_was_killed_keeps_nobody_out(tmp_path: P
     Engine.open(tmp_path, workers=0).close()
     owner.stdin.close()
     owner.stdout.close()
+
+
+def test_a_flush_does_not_wait_for_a_sync_that_is_set_for_later(tmp_path: Path) -> None:
+    with Engine.open(tmp_path, durability="interval", sync_interval_ms=60_000, workers=0) as engine:
+        engine.put_many({f"{number:06}": "v" * 1000 for number in range(3000)})
+        began = time.monotonic()
+        engine.flush()
+        assert time.monotonic() - began < 30
+        assert engine.stats()["memtable_rows"] == 0
