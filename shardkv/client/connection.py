@@ -100,18 +100,42 @@ class Connection:
         """As `exchange`, for one request."""
         request_id = self._next_id
         self._next_id = request_id + 1
-        outcomes: dict[int, Outcome] = {}
-        sent, size = 0, 1
         try:
             frame = self._frame(request_id, op, payload, deadline)
-            size = len(frame)
-            while sent < size:
-                sent += self._send(memoryview(frame)[sent:] if sent else frame, deadline)
+            sent = self._send(frame, deadline)
+            while sent < len(frame):
+                sent += self._send(memoryview(frame)[sent:], deadline)
+        except OSError as error:
+            self.usable = False
+            return self._without_answer(error, handed_over=False)
+        except BaseException:
+            self.usable = False
+            raise
+        return self.finish(request_id, deadline)
+
+    def begin(self, op: Op, payload: msgspec.Raw, deadline: float) -> int | None:
+        """Send a small request, and do not wait for the answer: `finish` does. None: it could not be sent, and the
+        connection is not usable any more."""
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        frame = self._frame(request_id, op, payload, deadline)
+        try:
+            if self._sock.send(frame) == len(frame):
+                return request_id
+        except OSError:
+            pass
+        self.usable = False
+        return None
+
+    def finish(self, request_id: int, deadline: float) -> Outcome:
+        """The outcome of the request that was sent last."""
+        outcomes: dict[int, Outcome] = {}
+        try:
             while not outcomes:
                 self._receive(request_id, outcomes, deadline)
         except (OSError, ShardKVError) as error:
             self.usable = False
-            return outcomes.get(request_id) or self._without_answer(error, handed_over=sent == size)
+            return outcomes.get(request_id) or self._without_answer(error, handed_over=True)
         except BaseException:
             self.usable = False
             raise

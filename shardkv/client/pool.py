@@ -1,7 +1,8 @@
 """Connections to the routers, shared by the threads of one process.
 
 Invariants: a connection is lent to one thread at a time; at most `size` exist, and who finds none free waits, within
-its deadline, instead of failing; a forked child never touches its parent's connections, it opens its own.
+its deadline, instead of failing; a forked child never touches its parent's connections, it opens its own. One on which
+an answer is to come that nobody waits for yet is parked, and makes room for whoever finds no other.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class Pool:
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
         self._idle: list[Connection] = []
+        self._parked: dict[Connection, None] = {}
+        """Those on which an answer is to come that nobody waits for yet."""
         self._lent = 0
 
     def forget_inherited(self) -> None:
         """In a forked child: the connections, and the lock as another thread may have left it, are the parent's."""
-        inherited = self._idle
+        inherited = [*self._idle, *self._parked]
         self._start_empty()
         for connection in inherited:
             connection.close()
@@ -61,7 +64,7 @@ class Pool:
         refusal of us.
         """
         with self._lock:
-            if not self._idle and self._lent >= self._size:
+            if not self._idle and not self._room():
                 self._wait_for_one(timeout_s, deadline)
             if self._closed:
                 raise closed_error()
@@ -77,11 +80,20 @@ class Pool:
             self._give_back(None)
             raise
 
+    def _room(self) -> bool:
+        """Whether one may be had, be it in the place of a parked one. Requires: the lock is held."""
+        if self._idle or self._lent + len(self._parked) < self._size:
+            return True
+        if not self._parked:
+            return False
+        self.discard(next(iter(self._parked)))
+        return True
+
     def _wait_for_one(self, timeout_s: float, deadline: float) -> None:
         """Until one may be had, or the pool is closed. Requires: the lock is held."""
         self._waiting += 1
         try:
-            while not self._closed and not self._idle and self._lent >= self._size:
+            while not (self._closed or self._room()):
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise DeadlineExceeded(
                         f"All {self._size} connections of this client were in use for {timeout_s:g} s.",
@@ -94,13 +106,49 @@ class Pool:
         """Take back what `acquire` lent."""
         self._give_back(connection)
 
+    def take_idle(self) -> Connection | None:
+        """One that lies idle, if all others can do without it. Then `park` or `release` it."""
+        with self._lock:
+            if self._closed or self._waiting or not self._idle or self._size == 1:
+                return None
+            self._lent += 1
+            return self._idle.pop()
+
+    def park(self, connection: Connection) -> None:
+        """Leave one here until its answer is wanted, or the connection for somebody else."""
+        with self._lock:
+            self._lent -= 1
+            parked = not self._closed and not self._waiting
+            if parked:
+                self._parked[connection] = None
+            else:
+                self._changed.notify()
+        if not parked:
+            connection.close()
+
+    def unpark(self, connection: Connection) -> bool:
+        """Have it back, to `release` it. False: it was taken, and closed."""
+        with self._lock:
+            if connection not in self._parked:
+                return False
+            del self._parked[connection]
+            self._lent += 1
+            return True
+
+    def discard(self, connection: Connection) -> None:
+        """Close one that is parked. Takes no lock, so that it can be called anywhere."""
+        self._parked.pop(connection, None)
+        connection.close()
+
     def close(self) -> None:
         """Close idle connections now and lent ones when they come back; `acquire` raises ClientClosed from now on."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
+            unused = [*self._idle, *self._parked]
+            self._idle.clear()
+            self._parked.clear()
             self._changed.notify_all()
-        for connection in idle:
+        for connection in unused:
             connection.close()
 
     def _give_back(self, connection: Connection | None) -> None:

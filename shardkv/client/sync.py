@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, cast, overload
 
 from shardkv.client import requests
+from shardkv.client.ahead import Ahead
 from shardkv.client.arguments import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
@@ -321,7 +322,8 @@ class Client(Generic[Out]):
 
         `prefix` narrows the range; `reverse` gives the highest key first; `timeout` is per page. `cursor`: go on where
         an earlier scan's `cursor` stood, of this client or another. `on_shard_error`: with "partial" the scan does
-        without shards that cannot be read now, and waits for none; its `missing` says what it lacks.
+        without shards that cannot be read now, and waits for none; its `missing` says what it lacks. From the second
+        page on the next one is fetched while one is used.
         """
         self._check_open()
         plan = plan_scan(
@@ -448,8 +450,11 @@ class Client(Generic[Out]):
 
     # Driving calls
 
-    def _run(self, calls: Sequence[Call], timeout: float | None) -> None:
-        """Drive `calls` to their end, a window of them at a time. Raises the worst of their errors."""
+    def _run(self, calls: Sequence[Call], timeout: float | None, *, sent: Ahead | None = None) -> None:
+        """Drive `calls` to their end, a window of them at a time. Raises the worst of their errors.
+
+        `sent`: where the only call may have been sent already.
+        """
         self._check_open()
         timeout_s = to_timeout_s(timeout, self._timeout_s)
         deadline = time.monotonic() + timeout_s
@@ -458,7 +463,8 @@ class Client(Generic[Out]):
         attempt = 0
         while waiting:
             now = waiting[:window]
-            self._exchange(now, timeout_s, deadline)
+            exchange, sent = self._exchange if sent is None else sent.settle, None
+            exchange(now, timeout_s, deadline)
             if len(waiting) == 1 and waiting[0].state is State.DONE:
                 return  # as most calls end, and these need no more looks
             if any(call.state is State.FAILED for call in now):
@@ -496,12 +502,23 @@ class Client(Generic[Out]):
             self._pool.release(connection)
 
     def _pages(self, plan: ScanPlan, timeout: float | None) -> Iterator[Page]:
-        while not plan.finished:
-            call = plan.call()
-            self._run([call], timeout)
-            page: Page = call.result
-            plan.take(page)
-            yield page
+        ahead = Ahead(self._pool)
+        call: Call | None = None
+        first = True
+        try:
+            while not plan.finished:
+                call = call or plan.call()
+                self._run([call], timeout, sent=ahead)
+                page: Page = call.result
+                plan.take(page)
+                call = None
+                if not first and not plan.finished:  # who comes back after the first page is likely to want them all
+                    call = plan.call()
+                    ahead.send(call, to_timeout_s(timeout, self._timeout_s))
+                first = False
+                yield page
+        finally:
+            ahead.drop()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shardkv import Client, ClientClosed, DeadlineExceeded
+from shardkv.errors import Draining, Overloaded
 from shardkv.wire.messages import Op
 
 
@@ -144,3 +145,112 @@ def test_a_closed_client_keeps_no_connection(router):
     while router.connections and time.monotonic() < deadline:
         time.sleep(0.001)
     assert router.connections == 0
+
+
+ROWS = [(b"%03d" % number, b"v") for number in range(60)]
+
+
+@pytest.fixture
+def paged(router):
+    """A router with rows of six pages."""
+    router.store |= dict(ROWS)
+    router.page_rows = 10
+    return router
+
+
+def scans_of(router, count):
+    """Wait until so many pages were asked for."""
+    while router.requests.count(Op.SCAN) < count:
+        time.sleep(0.001)
+
+
+def test_from_the_second_page_on_the_next_one_is_asked_for_while_one_is_used(paged):
+    with Client(paged.address) as db:
+        rows = db.scan()
+        assert [next(rows) for _ in range(10)] == ROWS[:10]
+        db.ping()
+        assert paged.requests.count(Op.SCAN) == 1
+        next(rows)
+        scans_of(paged, 3)
+        assert list(rows) == ROWS[11:]
+        assert paged.requests.count(Op.SCAN) == 6
+        assert paged.connections == 1
+
+
+def test_scans_that_nobody_goes_on_with_hold_nothing_that_others_need(paged):
+    with Client(paged.address, connections_max=2, timeout=5) as db:
+        scans = [db.scan() for _ in range(5)]
+        for rows in scans:
+            assert [next(rows) for _ in range(15)] == ROWS[:15]
+        db.put("other", "v")
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda number: db.put("other", str(number)), range(20)))
+        assert paged.connections <= 2
+        del paged.store[b"other"]
+        for rows in scans:
+            assert list(rows) == ROWS[15:]
+        assert paged.connections <= 2
+
+
+def test_a_scan_that_is_dropped_leaves_no_page_for_another_call(paged):
+    with Client(paged.address, connections_max=2) as db:
+        for _ in range(5):
+            rows = db.scan()
+            assert [next(rows) for _ in range(15)] == ROWS[:15]
+            del rows
+            assert db.get(b"007") == b"v"
+        while paged.connections > 1:
+            time.sleep(0.001)
+
+
+def test_a_page_asked_for_ahead_whose_connection_breaks_is_asked_for_again(paged):
+    with Client(paged.address) as db:
+        rows = []
+        for number, row in enumerate(db.scan()):
+            rows.append(row)
+            if number % 10 == 3:
+                paged.cut_after = Op.SCAN
+        assert rows == ROWS
+
+
+def test_a_page_asked_for_ahead_that_is_refused_is_asked_for_again(paged):
+    with Client(paged.address) as db:
+        rows = []
+        for number, row in enumerate(db.scan()):
+            rows.append(row)
+            if number % 10 == 3:
+                paged.refusals = [Overloaded("Too much at once."), Draining("This process is shutting down.")]
+        assert rows == ROWS
+
+
+def test_the_timeout_of_a_page_begins_when_it_is_needed_and_covers_it(paged):
+    with Client(paged.address) as db:
+        rows = db.scan(timeout=0.2)
+        next(rows)
+        paged.delay_s = lambda op: 0.0 if paged.requests.count(Op.SCAN) < 4 else 60.0
+        assert [next(rows) for _ in range(29)] == ROWS[1:30]
+        time.sleep(0.25)
+        with pytest.raises(DeadlineExceeded):
+            next(rows)
+
+
+def test_a_scan_goes_on_in_parent_and_child_after_a_fork(paged):
+    with Client(paged.address) as db:
+        rows = db.scan()
+        assert [next(rows) for _ in range(15)] == ROWS[:15]
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if list(rows) == ROWS[15:] else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert list(rows) == ROWS[15:]
+
+
+def test_a_scan_of_a_closed_client_says_so(paged):
+    with Client(paged.address) as db:
+        rows = db.scan()
+        assert [next(rows) for _ in range(15)] == ROWS[:15]
+    assert [next(rows) for _ in range(5)] == ROWS[15:20]
+    with pytest.raises(ClientClosed):
+        next(rows)
+    while paged.connections:
+        time.sleep(0.001)
