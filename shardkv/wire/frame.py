@@ -35,14 +35,24 @@ class FrameDecoder:
 
         Raises FrameTooLarge when the next frame announces more than `body_bytes_max`; the stream is then lost.
         """
-        buffer: bytes | bytearray = data
-        if self._buffer:
-            self._buffer += data
-            buffer = self._buffer
+        if not self._buffer:
+            bodies, at = self._cut(data)
+            if at < len(data):
+                self._buffer += memoryview(data)[at:]
+            return bodies
+        self._buffer += data
+        with memoryview(self._buffer) as view:
+            bodies, at = self._cut(view)
+        if at:
+            del self._buffer[:at]
+        return bodies
+
+    def _cut(self, data: bytes | memoryview) -> tuple[list[bytes], int]:
+        """The whole frames at the beginning of `data`, and where they end."""
         bodies: list[bytes] = []
-        at, held = 0, len(buffer)
+        at, held = 0, len(data)
         while held - at >= HEADER_BYTES:
-            length = int.from_bytes(buffer[at : at + HEADER_BYTES], "big")
+            length = int.from_bytes(data[at : at + HEADER_BYTES], "big")
             if length > self.body_bytes_max:
                 raise FrameTooLarge(
                     f"A frame of {length} bytes was announced; the limit here is {self.body_bytes_max} bytes.",
@@ -51,13 +61,6 @@ class FrameDecoder:
             end = at + HEADER_BYTES + length
             if end > held:
                 break
-            bodies.append(bytes(buffer[at + HEADER_BYTES : end]))
+            bodies.append(bytes(data[at + HEADER_BYTES : end]))
             at = end
-        self._keep(buffer, at)
-        return bodies
-
-    def _keep(self, buffer: bytes | bytearray, at: int) -> None:
-        if buffer is self._buffer:
-            del self._buffer[:at]
-        elif at < len(buffer):
-            self._buffer += memoryview(buffer)[at:]
+        return bodies, at
