@@ -6,9 +6,10 @@ which all nodes have spoken) are left for the next page, so no key is missed and
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import add, itemgetter
 
 from shardkv.wire.messages import Page
 
@@ -20,13 +21,15 @@ def merge_pages(pages: Sequence[Page], *, reverse: bool, limit: int, bytes_max: 
     Forward, a page covers up to (not including) its frontier; in reverse, down to (and including) it.
     """
     frontier = _common_frontier([page.frontier for page in pages], reverse=reverse)
-    rows: dict[bytes, bytes] = {}
+    keys: list[bytes] = []
+    values: list[bytes] = []
     for page in pages:
-        rows.update(zip(page.keys, page.keys if page.values is None else page.values, strict=True))
-    keys = sorted(rows, reverse=reverse)
-    if frontier is not None:
-        keys = _covered(keys, frontier, reverse=reverse)
-    values = [] if keys_only else list(map(rows.__getitem__, keys))
+        count = len(page.keys) if frontier is None else _covered(page.keys, frontier, reverse=reverse)
+        keys += page.keys[:count]
+        if not keys_only:
+            values += (page.values or ())[:count]
+    order = sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
+    keys, values = _pick(keys, order), _pick(values, order)
     fitting = min(limit, _rows_within(keys, values, bytes_max))
     if fitting < len(keys):
         keys, values = keys[:fitting], values[:fitting]
@@ -41,9 +44,7 @@ def frontier_after(key: bytes, *, reverse: bool) -> bytes:
 
 def _rows_within(keys: list[bytes], values: list[bytes], bytes_max: int) -> int:
     """How many of the first rows fit into `bytes_max`; at least one."""
-    sizes = list(map(len, keys))
-    if values:
-        sizes = [key + value for key, value in zip(sizes, map(len, values), strict=True)]
+    sizes = map(add, map(len, keys), map(len, values)) if values else map(len, keys)
     return max(1, bisect_right(list(accumulate(sizes)), bytes_max))
 
 
@@ -55,5 +56,11 @@ def _common_frontier(frontiers: list[bytes | None], *, reverse: bool) -> bytes |
     return max(known) if reverse else min(known)
 
 
-def _covered(keys: list[bytes], frontier: bytes, *, reverse: bool) -> list[bytes]:
-    return [key for key in keys if key >= frontier] if reverse else [key for key in keys if key < frontier]
+def _covered(keys: list[bytes], frontier: bytes, *, reverse: bool) -> int:
+    """How many of the first keys of a page lie before the frontier."""
+    return bisect_left(keys, 1, key=frontier.__gt__) if reverse else bisect_left(keys, frontier)
+
+
+def _pick(column: list[bytes], order: list[int]) -> list[bytes]:
+    """The items of a column in this order; of an empty one none."""
+    return list(itemgetter(*order)(column)) if len(column) > 1 else column

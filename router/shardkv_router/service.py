@@ -277,7 +277,7 @@ def _size_bytes(answer: msgspec.Raw | msgspec.Struct) -> int:
         case ReadReply(values):
             return sum(map(len, filter(None, values)))
         case Page(keys, values):
-            return sum(map(len, keys)) + sum(map(len, values or ()))
+            return len(keys) * len(keys[0]) + sum(map(len, values or ())) if keys else 0
     return 0
 
 
