@@ -21,7 +21,7 @@ import msgspec
 # Kinds of cells. On disk in log and tables: never renumber; 0 stays reserved.
 PUT = 1
 DELETE = 2
-DEDUPE = 3  # internal records of idempotency; reserved, not written yet
+DEDUPE = 3  # reserved, not written: records of idempotency tokens are puts that expire, in a tablet of their own
 PUT_EXPIRING = 4  # a put that reads as absent once its expiry has come
 
 NO_EXPIRY = 0

@@ -2,7 +2,7 @@
 
 An entry is a msgpack array whose first element is its type. Types are on disk: never renumber, never reuse; 0 stays
 reserved; a field is added only at the end, with a default. Version 1 writes `WriteEntry` and reads them all, so that
-replicas, moves and idempotency need no new format.
+replicas and moves need no new format.
 
     1 write          tablet, term, seqno, token, keys, kinds, expiries, values
     2 truncate       tablet, seqno          writes of the tablet above seqno are void
@@ -11,7 +11,10 @@ replicas, moves and idempotency need no new format.
     5 fence          tablet, seqno, epoch   nothing is sequenced after seqno under this epoch
     6 tablet create  tablet, label
     7 tablet drop    tablet
-    8 dedupe         tablet, term, seqno, token, operations, result, expiry_ms
+    8 dedupe         tablet, term, seqno, token, operations, result, expiry_ms       not written: see below
+
+What a write with an idempotency token came to is a row of the records tablet (dedupe.py), so it stands in the log as
+a `WriteEntry` of that tablet, in the group of the write itself. The token of a `WriteEntry` is nil.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ WRITE = 1
 """Type of a `WriteEntry`, for those who encode one as a plain tuple of its fields."""
 
 Token = tuple[bytes, int]
-"""Idempotency token: (client id, request number)."""
+"""Idempotency token: (lane, number in the lane), see dedupe.py."""
 
 
 class WriteEntry(msgspec.Struct, array_like=True, tag=WRITE, gc=False):

@@ -283,7 +283,7 @@ class Maintenance:
         edits: list[Edit] = []
         for tablet, levels in made:
             added = [(level, meta) for level, metas in enumerate(levels) for meta in metas]
-            edits.append(CreatedEdit(tablet.number, tablet.label, position))
+            edits.append(CreatedEdit(tablet.number, tablet.label, position, tablet.records_of))
             edits += [TablesEdit(tablet.number, added, [])] if added else []
             edits += [FlushedEdit(tablet.number, tablet.last_seqno)] if tablet.last_seqno else []
         self.commit([*also, *edits, *(DroppedEdit(number, position) for number in dropped)])

@@ -3,7 +3,9 @@
 A manifest is a sequence of edits; applying them in order to an empty `ManifestState` gives the store's shape.
 
     1 store      store_id[16]                 first edit of every manifest
-    2 created    tablet, label, position      position = (segment, offset) of the log when it happened
+    2 created    tablet, label, position, records_of
+                                              position = (segment, offset) of the log when it happened; records_of: the
+                                              tablet whose records of tokens it holds, 0: it holds rows of users
     3 dropped    tablet, position             its entries in the log are void from the first to the last
     4 tables     tablet, added, removed       added = [(level, TableMeta)...], removed = [file name...]
     5 flushed    tablet, seqno                every write up to seqno is in tables
@@ -57,6 +59,7 @@ class CreatedEdit(msgspec.Struct, array_like=True, tag=2):
     tablet: int
     label: bytes
     position: Position
+    records_of: int = 0
 
 
 class DroppedEdit(msgspec.Struct, array_like=True, tag=3):
@@ -102,6 +105,7 @@ class TabletState:
     created: Position
     flushed_seqno: int = 0
     levels: list[list[TableMeta]] = field(default_factory=lambda: [[]])
+    records_of: int = 0
 
 
 @dataclass(slots=True)
@@ -132,7 +136,7 @@ class ManifestState:
         elif isinstance(edit, CreatedEdit):
             if edit.tablet in self.tablets:
                 raise ValueError(f"tablet {edit.tablet} is created twice")
-            self.tablets[edit.tablet] = TabletState(edit.label, edit.position)
+            self.tablets[edit.tablet] = TabletState(edit.label, edit.position, records_of=edit.records_of)
             self.next_tablet = max(self.next_tablet, edit.tablet + 1)
         elif isinstance(edit, DroppedEdit):
             self._tablet(edit.tablet)
@@ -170,7 +174,7 @@ class ManifestState:
         ]
         for number, tablet in self.tablets.items():
             added = [(level, meta) for level, metas in enumerate(tablet.levels) for meta in metas]
-            edits.append(CreatedEdit(number, tablet.label, tablet.created))
+            edits.append(CreatedEdit(number, tablet.label, tablet.created, tablet.records_of))
             edits.append(FlushedEdit(number, tablet.flushed_seqno))
             edits.append(TablesEdit(number, added, []))
         edits.append(NumbersEdit(self.next_file, self.next_tablet))

@@ -260,6 +260,9 @@ def pack_cells(kinds: int | bytes, version: int, expiries: int | bytes, values: 
             return [header + value for value in values]
         headers = {kind: bytes((kind,)) + stamp for kind in set(kinds)}
         return [headers[kind] + value for kind, value in zip(kinds, values, strict=True)]
+    if kinds == PUT_EXPIRING and isinstance(expiries, int):
+        header = bytes((PUT_EXPIRING,)) + stamp + expiries.to_bytes(8, "big")
+        return [header + value for value in values]
     rows = zip(expand_kinds(kinds, len(values)), expand_u64(expiries, len(values)), values, strict=True)
     return [
         bytes((kind,)) + stamp + (expiry.to_bytes(8, "big") if kind == PUT_EXPIRING else b"") + value

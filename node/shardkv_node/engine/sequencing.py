@@ -1,5 +1,5 @@
 """Sequencing: gives the writes of a group their sequence numbers, judges their conditions, answers `want_existed`,
-counts (`Write.add`), and makes their log entries.
+counts (`Write.add`), tells by their tokens those that were made before, and makes the log entries of the others.
 
 Pure: nothing is changed but `Write.existed` and what a write with `add` comes to, so a group that cannot be logged
 leaves no trace. All is judged against what is applied and what stands earlier in the group.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, ShardUnavailable, StorageError
 from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
 from shardkv_node.engine.counting import Latest, add_up
+from shardkv_node.engine.dedupe import Records, judge, record_of, refusal_of, write_of
 from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.puts import Puts, all_take, sequence_puts
 from shardkv_node.engine.tablet import Tablet
@@ -19,6 +20,7 @@ from shardkv_node.engine.write import Write
 
 Accepted = list[tuple[Write, Tablet] | Puts]
 Refused = list[tuple[Write, ShardKVError]]
+Repeated = list[Write]
 _Pending = dict[bytes, int]
 """The version each key has after what stands earlier in the group; 0: it does not exist."""
 
@@ -36,21 +38,34 @@ def taken_apart(writes: Sequence[Write | Puts], tablets: Mapping[int, Tablet]) -
 
 
 def sequence(
-    writes: Sequence[Write | Puts], tablets: Mapping[int, Tablet], term: int, clock: Callable[[], int]
-) -> tuple[Accepted, Refused, list[WriteEntry | tuple[object, ...]]]:
-    """The writes that are taken, each with its tablet; those that are not, and why; the log entries of the former.
+    writes: Sequence[Write | Puts],
+    tablets: Mapping[int, Tablet],
+    term: int,
+    clock: Callable[[], int],
+    make_records: Callable[[set[int]], None],
+) -> tuple[Accepted, Refused, Repeated, list[WriteEntry | tuple[object, ...]]]:
+    """The writes that are taken, each with its tablet; those that are not, and why; those made before, which have their
+    outcome now; the log entries of the first.
 
-    All in order. Sequence numbers of a tablet follow its `last_seqno` without a gap. `clock`: milliseconds since 1970.
-    Requires: `writes` as `taken_apart` leaves them.
+    All in order; what is taken ends with the writes of records. Sequence numbers of a tablet follow its `last_seqno`
+    without a gap. `clock`: milliseconds since 1970. `make_records`: called first, with the tablets of writes that have
+    tokens. Requires: `writes` as `taken_apart` leaves them.
     """
     accepted: Accepted = []
     refused: Refused = []
+    repeated: Repeated = []
     entries: list[WriteEntry | tuple[object, ...]] = []
     next_seqnos: dict[int, int] = {}
-    judging = any(not isinstance(write, Puts) and (write.want_existed or write.conditions) for write in writes)
-    counting = judging and any(not isinstance(write, Puts) and write.add is not None for write in writes)
+    tokens = judging = counting = False
+    if any(not isinstance(one, Puts) and (one.want_existed or one.conditions or one.token) for one in writes):
+        alone = [write for write in writes if not isinstance(write, Puts)]
+        judging = any(write.want_existed or write.conditions for write in alone)
+        counting = judging and any(write.add is not None for write in alone)
+        if tokens := any(write.token for write in alone):
+            make_records({write.tablet for write in alone if write.token})
     pending: dict[int, _Pending] = {}
     latest: dict[int, Latest] = {}
+    records: dict[int, Records] = {}
     for write in writes:
         if isinstance(write, Puts):
             entries += sequence_puts(write, tablets, next_seqnos, term)
@@ -65,6 +80,15 @@ def sequence(
         if seqno > SEQNO_MAX:
             refused.append((write, StorageError(f"Tablet {number} has used up its {SEQNO_MAX} sequence numbers.")))
             continue
+        if tokens and write.token is not None:
+            made = records.setdefault(number, {})
+            told = judge(write, write.token, tablet, made)
+            if told is True:
+                repeated.append(write)
+                continue
+            if told:
+                refused.append((write, told))
+                continue
         if judging:
             known = pending.setdefault(number, {})
             failure: ShardKVError | None = _failed_condition(write, tablet, known) if write.conditions else None
@@ -73,16 +97,27 @@ def sequence(
                 failure = None if write.add is None else add_up(write, tablet, before, clock)
             if failure is not None:
                 refused.append((write, failure))
+                if write.token is not None and write.again:
+                    made[write.token[0]] = refusal_of(write, write.token[1], failure)
                 continue
             if counting:
                 before.update(dict.fromkeys(write.keys, write))
             _note_outcome(write, tablet, known, make_version(term, seqno), clock)
+        if tokens and write.token is not None:
+            made[write.token[0]] = record_of(write, write.token[1], make_version(term, seqno))
         next_seqnos[number] = seqno
-        entries.append(
-            WriteEntry(number, term, seqno, write.token, write.keys, write.kinds, write.expiries, write.values)
-        )
+        entries.append(WriteEntry(number, term, seqno, None, write.keys, write.kinds, write.expiries, write.values))
         accepted.append((write, tablet))
-    return accepted, refused, entries
+    for number, made in records.items():
+        where = tablets[number].records
+        if made and where is not None:
+            record = write_of(made, where, clock())
+            seqno = where.last_seqno + 1
+            entries.append(
+                WriteEntry(where.number, term, seqno, None, record.keys, record.kinds, record.expiries, record.values)
+            )
+            accepted.append((record, where))
+    return accepted, refused, repeated, entries
 
 
 def _refusal(number: int, tablet: Tablet | None) -> ShardKVError:

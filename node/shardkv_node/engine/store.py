@@ -147,9 +147,17 @@ class Store(StoreTablets):
         self._random_bytes = random_bytes
         self._clock = HybridClock(found.log.hlc)
         self._tablets = {
-            number: Tablet(number, tablet.label, found.last_seqnos[number], found.memtables[number], clock=self.time_ms)
+            number: Tablet(
+                number,
+                tablet.label,
+                found.last_seqnos[number],
+                found.memtables[number],
+                clock=self.time_ms,
+                records_of=tablet.records_of,
+            )
             for number, tablet in found.state.tablets.items()
         }
+        self._join_records(self._tablets.values())
         self._splits = {}
         self._closed_segments = found.segments
         self._active_bytes = sum(memtable.resident_bytes for memtable in found.memtables.values())
@@ -238,7 +246,8 @@ class Store(StoreTablets):
     def log_group(self, writes: Sequence[Write | Puts]) -> Group:
         """Sequence the writes and log them as one group. Not yet synced, not yet visible.
 
-        A write to an unknown tablet, or one whose conditions do not hold, is left out; `apply_group` tells it.
+        A write to an unknown tablet, one whose conditions do not hold, or one that was made before, by its token, is
+        left out; `apply_group` tells it.
         Raises what `write_refusal` says, or `StorageError` when the log failed (the store is poisoned then), or
         `InvalidArgument` for a group too large.
         Requires: the group before is applied, or was failed.
@@ -250,7 +259,9 @@ class Store(StoreTablets):
         self._end_quick_puts()
         self._make_room()
         writes = taken_apart(writes, self._tablets)
-        accepted, refused, entries = sequence(writes, self._tablets, self.term, self.time_ms)
+        accepted, refused, repeated, entries = sequence(
+            writes, self._tablets, self.term, self.time_ms, self._make_records
+        )
         if entries:
             before = self._log.offset
             try:
@@ -267,7 +278,7 @@ class Store(StoreTablets):
                 write, tablet = one
                 tablet.last_seqno += 1
                 write.version = make_version(self.term, tablet.last_seqno)
-        group = Group(writes, accepted, refused, self._log.offset)
+        group = Group(writes, accepted, refused, repeated, self._log.offset)
         self._in_flight = group
         return group
 
@@ -280,7 +291,7 @@ class Store(StoreTablets):
                 self._active_bytes += apply_puts(one)
                 continue
             write, tablet = one
-            self._writes += 1
+            self._writes += 0 if tablet.records_of else 1
             memtable = tablet.active
             before = memtable.resident_bytes
             if tablet.rows is not None and tablet.rows.values:
@@ -290,6 +301,8 @@ class Store(StoreTablets):
             write.applied = True
         for write, error in group.refused:
             write.error = error
+        for write in group.repeated:
+            write.applied = True
         for told in group.writes:
             if told.done is not None:
                 told.done(told)  # type: ignore[arg-type]  # each has one for its own kind
@@ -489,7 +502,7 @@ class Store(StoreTablets):
         After a split at a key it gives a half files of its own, without the rows of the other one.
         """
         self._require_open()
-        wanted = self.tablets if tablets is None else [self._tablet(number).number for number in tablets]
+        wanted = self._tablets if tablets is None else [self._tablet(number).number for number in tablets]
         self.maintenance.request_full_compaction(wanted)
 
     @property
@@ -503,7 +516,7 @@ class Store(StoreTablets):
         maintenance, counters = self.maintenance, self.maintenance.counters
         frozen_bytes = sum(generation.resident_bytes for generation in maintenance.frozen)
         found = {
-            "tablets": len(self._tablets),
+            "tablets": len(self.tablets),
             "writes": self._writes,
             "snapshots": self._snapshots,
             "stalls": self.backpressure.stalls,

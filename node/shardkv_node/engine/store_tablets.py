@@ -8,7 +8,9 @@ Invariants:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
 
 from shardkv.errors import InvalidArgument, ShardUnavailable, StorageError
 from shardkv.topology.documents import HASH_TOKENS
@@ -21,6 +23,7 @@ from shardkv_node.engine.manifest import Edit, ManifestState, NumbersEdit, Posit
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.reads import Reads
+from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.tablet_export import ExportManifest, TabletExport
 from shardkv_node.engine.tablet_import import TabletImport
@@ -69,8 +72,8 @@ class StoreTablets(Reads):
 
     @property
     def tablets(self) -> dict[int, bytes]:
-        """Label of every tablet, by number. A copy."""
-        return {number: tablet.label for number, tablet in self._tablets.items()}
+        """Label of every tablet, by number, but for those with records. A copy."""
+        return {number: tablet.label for number, tablet in self._tablets.items() if not tablet.records_of}
 
     def create_tablet(self, label: bytes) -> int:
         """Make an empty tablet; durable on return. Its number was never used in this store before."""
@@ -85,11 +88,42 @@ class StoreTablets(Reads):
         self._require_idle()
         self._close_quick_lane(number)
         tablet = self._tablet(number)
-        self.maintenance.change_tablets([], [number], self._position)
+        self.maintenance.change_tablets([], _with_records(tablet), self._position)
         self._active_bytes -= tablet.active.resident_bytes
+        if tablet.records is not None:
+            self._active_bytes -= tablet.records.active.resident_bytes
         split = self._splits.pop(number, None)
         if split is not None:
             split.give_up(InvalidArgument(f"Tablet {number} was dropped while it was being split."))
+
+    # --- records of tokens ---
+
+    def _make_records(self, numbers: set[int]) -> None:
+        """See that each of these tablets can have records; what is made is durable on return."""
+        tablets = [self._tablets[number] for number in numbers if number in self._tablets]
+        without = [tablet for tablet in tablets if tablet.records is None and not tablet.fenced]
+        if without:
+            made = [self._records_tablet(tablet, n, 0) for n, tablet in enumerate(without, self._state.next_tablet)]
+            self.maintenance.change_tablets([(records, []) for records in made], [], self._position)
+            self._join_records(made)
+
+    def _records_tablet(self, tablet: Tablet, number: int, last_seqno: int) -> Tablet:
+        return Tablet(number, tablet.label, last_seqno, Memtable(), clock=self.time_ms, records_of=tablet.number)
+
+    def _join_records(self, tablets: Iterable[Tablet]) -> None:
+        """Have the tablets whose records these are find them."""
+        for tablet in tablets:
+            if tablet.records_of in self._tablets:
+                self._tablets[tablet.records_of].records = tablet
+
+    def _halves_of_records(
+        self, tablet: Tablet, halves: Sequence[Tablet], first: int
+    ) -> list[tuple[Tablet, list[list[TableMeta]]]]:
+        """All records of a tablet for each of its halves: nothing tells which half a record is of."""
+        if tablet.records is None:
+            return []
+        levels, seqno = self.maintenance.levels_of(tablet.records.number), tablet.records.last_seqno
+        return [(self._records_tablet(half, first + place, seqno), levels) for place, half in enumerate(halves)]
 
     # --- size ---
 
@@ -147,7 +181,9 @@ class StoreTablets(Reads):
             )
         left, right = self._halves(tablet, self._state.next_tablet, labels)
         below, above = cut_levels(self._state.tablets[number].levels, at_key)
-        self.maintenance.change_tablets([(left, below), (right, above)], [number], self._position)
+        made = [(left, below), (right, above), *self._halves_of_records(tablet, (left, right), right.number + 1)]
+        self.maintenance.change_tablets(made, _with_records(tablet), self._position)
+        self._join_records([half for half, _ in made])
         self.maintenance.schedule()
         return left.number, right.number
 
@@ -192,9 +228,10 @@ class StoreTablets(Reads):
         for half in halves:
             half.last_seqno = split.tablet.last_seqno
         also = [self.maintenance.numbers_after(meta for levels in (left, right) for metas in levels for meta in metas)]
-        self.maintenance.change_tablets(
-            [(halves[0], left), (halves[1], right)], [split.tablet.number], self._position, also
-        )
+        records = self._halves_of_records(split.tablet, halves, self._state.next_tablet)
+        made = [(halves[0], left), (halves[1], right), *records]
+        self.maintenance.change_tablets(made, _with_records(split.tablet), self._position, also)
+        self._join_records([half for half, _ in made])
 
     def _advance_splits(self) -> None:
         dead = self.closed or self.health.poisoned
@@ -237,12 +274,20 @@ class StoreTablets(Reads):
         """
         self._require_open()
         tablet = self._tablet(number)
-        levels = self.maintenance.levels_of(number)
-        self.maintenance.pin(levels)
-        tables = [(level, meta) for level, metas in enumerate(levels) for meta in metas]
-        seqno = self._state.tablets[number].flushed_seqno
-        manifest = ExportManifest(self.store_id, number, tablet.label, seqno, tables)
-        return TabletExport(self._vfs, self.directory, manifest, lambda _: self.maintenance.unpin(levels))
+        parts = [self.maintenance.levels_of(part) for part in _with_records(tablet)]
+        for levels in parts:
+            self.maintenance.pin(levels)
+        tables = [[(level, meta) for level, metas in enumerate(levels) for meta in metas] for levels in parts]
+        seqnos = [self._state.tablets[part].flushed_seqno for part in _with_records(tablet)]
+        manifest = ExportManifest(self.store_id, number, tablet.label, seqnos[0], tables[0])
+        if tablet.records is not None:
+            manifest = msgspec.structs.replace(manifest, records_seqno=seqnos[1], records=tables[1])
+
+        def release(_: TabletExport) -> None:
+            for levels in parts:
+                self.maintenance.unpin(levels)
+
+        return TabletExport(self._vfs, self.directory, manifest, release)
 
     def import_tablet(self, directory: str, label: bytes) -> int:
         """Make a tablet of an export, which stays as it is. Returns its number; durable on return.
@@ -288,9 +333,13 @@ class StoreTablets(Reads):
             raise
         self._end_quick_puts()
         tablet = self._new_tablet(self._state.next_tablet, label, found.last_seqno)
+        made = [(tablet, found.levels)]
+        if found.records_seqno:
+            made.append((self._records_tablet(tablet, tablet.number + 1, found.records_seqno), found.records))
         also: list[Edit] = [] if term == self.term else [TermEdit(term)]
         also.append(self.maintenance.numbers_after(found.metas))
-        self.maintenance.change_tablets([(tablet, found.levels)], [], self._position, also)
+        self.maintenance.change_tablets(made, [], self._position, also)
+        self._join_records([one for one, _ in made])
         self.term = term
         self.maintenance.schedule()
         return tablet.number
@@ -315,3 +364,8 @@ class StoreTablets(Reads):
             raise InvalidArgument(
                 f"Tablet {number} is being split.", hint="Wait until that has ended, or cancel it, and try again."
             )
+
+
+def _with_records(tablet: Tablet) -> list[int]:
+    """The numbers of the tablet and of the one with its records, if it has one."""
+    return [tablet.number] if tablet.records is None else [tablet.number, tablet.records.number]

@@ -35,12 +35,21 @@ class Tablet:
         "last_seqno",
         "level0",
         "number",
+        "records",
+        "records_of",
         "rows",
         "sorted_levels",
     )
 
     def __init__(
-        self, number: int, label: bytes, last_seqno: int, active: Memtable, *, clock: Callable[[], int]
+        self,
+        number: int,
+        label: bytes,
+        last_seqno: int,
+        active: Memtable,
+        *,
+        clock: Callable[[], int],
+        records_of: int = 0,
     ) -> None:
         """`clock`: milliseconds since 1970, never going back; asked only where a row has an expiry."""
         self._clock = clock
@@ -49,6 +58,10 @@ class Tablet:
         self.last_seqno = last_seqno
         """Of the newest logged write; the next one gets one more."""
         self.active = active
+        self.records_of = records_of
+        """The tablet whose records of tokens this one holds (see dedupe.py); 0: it holds rows of users."""
+        self.records: Tablet | None = None
+        """The tablet with the records of this one; None: no write with a token was made yet."""
         self.fenced = False
         """It takes no writes: what it holds must stay as it is for a while."""
         self.frozen: list[Memtable] = []
@@ -146,8 +159,8 @@ class Tablet:
 
     @property
     def in_tables(self) -> bool:
-        """All that was applied is in tables."""
-        return not (len(self.active) or self.frozen)
+        """All that was applied is in tables, records too."""
+        return not (len(self.active) or self.frozen) and (self.records is None or self.records.in_tables)
 
     def freeze(self) -> Memtable:
         """Put a new memtable in the place of the active one, which becomes the youngest frozen one."""

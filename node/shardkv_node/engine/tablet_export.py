@@ -5,16 +5,18 @@
 
     EXPORT  = magic 8 bytes | version u32 | body_bytes u32 | check u32 | body           little-endian
     check   = crc32c of version, body_bytes and body
-    body    = [store_id, tablet, label, last_seqno, tables]           msgpack; store and tablet it was exported from
+    body    = [store_id, tablet, label, last_seqno, tables, records_seqno, records]
+                                                                      msgpack; store and tablet it was exported from
     tables  = [[level, meta]...]                                      level 0 oldest first, the others in key order
     meta    = TableMeta as in the store's manifest: file name, size, crc32c of the file, key and version range, counts,
               and the clip: of the file only rows with keys in [start, stop) belong to the tablet. A file with two
               clips stands there twice.
+    records = as tables: those with the records of tokens, see dedupe.py; records_seqno: their last, 0: there are none
 
 Worked example: tablet 5 of store 00..0f, label "7", 9 writes, no tables (hex):
 
-    73 6b 76 65 78 70 0d 0a 01 00 00 00 19 00 00 00 dd f0 9f a8
-    95 c4 10 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 05 c4 01 37 09 90
+    73 6b 76 65 78 70 0d 0a 01 00 00 00 1b 00 00 00 1a 5f b9 26
+    97 c4 10 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 05 c4 01 37 09 90 00 90
 
 Fields are added at the end with a default; another layout is another version. The magic ends in CR LF: a copy in text
 mode breaks it. A directory without EXPORT is no export: its files may be incomplete.
@@ -52,6 +54,8 @@ class ExportManifest(msgspec.Struct, array_like=True, frozen=True):
     label: bytes
     last_seqno: int
     tables: list[tuple[int, TableMeta]]
+    records_seqno: int = 0
+    records: list[tuple[int, TableMeta]] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -81,7 +85,7 @@ class TabletExport:
             )
         placed: list[str] = []
         try:
-            for name in sorted({meta.file_name for _, meta in self.manifest.tables}):
+            for name in sorted({meta.file_name for _, meta in (*self.manifest.tables, *self.manifest.records)}):
                 target = os.path.join(directory, name)
                 placed.append(target)
                 place(self._vfs, filenames.table_path(self._store, name), target)

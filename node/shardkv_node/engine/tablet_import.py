@@ -40,10 +40,13 @@ class TabletImport:
         self.last_seqno = 0
         self.levels: list[list[TableMeta]] = []
         """The tables, under their names in this store."""
+        self.records_seqno = 0
+        self.records: list[list[TableMeta]] = []
+        """The same of the records of tokens."""
 
     @property
     def metas(self) -> list[TableMeta]:
-        return [meta for metas in self.levels for meta in metas]
+        return [meta for metas in (*self.levels, *self.records) for meta in metas]
 
     @property
     def highest_term(self) -> int:
@@ -63,12 +66,8 @@ class TabletImport:
         except BaseException:
             self.abandon()
             raise
-        levels: list[list[TableMeta]] = []
-        for level, meta in manifest.tables:
-            while len(levels) <= level:
-                levels.append([])
-            levels[level].append(msgspec.structs.replace(meta, file_name=names[meta.file_name]))
-        self.levels, self.last_seqno = levels, manifest.last_seqno
+        self.levels, self.last_seqno = _levels(manifest.tables, names), manifest.last_seqno
+        self.records, self.records_seqno = _levels(manifest.records, names), manifest.records_seqno
 
     def abandon(self) -> None:
         """Remove what was brought here."""
@@ -77,18 +76,7 @@ class TabletImport:
 
     def _check(self, manifest: ExportManifest) -> None:
         """Raise `Corruption` when the manifest contradicts itself."""
-        problem = None
-        if any(filenames.parse_table_name(meta.file_name) is None for _, meta in manifest.tables):
-            problem = "a file name that is none of a table"
-        elif not all(0 <= level < LEVELS_MAX for level, _ in manifest.tables):
-            problem = "a level that cannot be"
-        elif not 0 <= manifest.last_seqno <= SEQNO_MAX:
-            problem = f"a seqno of {manifest.last_seqno}"
-        else:
-            try:
-                changed_levels([], TablesEdit(0, manifest.tables, []))
-            except ValueError as error:
-                problem = str(error)
+        problem = _problem(manifest.tables, manifest.last_seqno) or _problem(manifest.records, manifest.records_seqno)
         if problem is not None:
             path = filenames.export_path(self._directory)
             raise Corruption(
@@ -99,7 +87,7 @@ class TabletImport:
         """The name here of each file there."""
         names: dict[str, str] = {}
         numbers = count(self._file_number)
-        for _, meta in manifest.tables:
+        for _, meta in (*manifest.tables, *manifest.records):
             if meta.file_name not in names:
                 names[meta.file_name] = filenames.table_name(next(numbers), self._job_id)
                 self._fetch_file(meta, names[meta.file_name])
@@ -121,6 +109,31 @@ class TabletImport:
                 verify_file(files, target, meta)
             finally:
                 files.close_all()
+
+
+def _problem(tables: list[tuple[int, TableMeta]], last_seqno: int) -> str | None:
+    """What of an export cannot be, or None."""
+    if any(filenames.parse_table_name(meta.file_name) is None for _, meta in tables):
+        return "a file name that is none of a table"
+    if not all(0 <= level < LEVELS_MAX for level, _ in tables):
+        return "a level that cannot be"
+    if not 0 <= last_seqno <= SEQNO_MAX:
+        return f"a seqno of {last_seqno}"
+    try:
+        changed_levels([], TablesEdit(0, tables, []))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _levels(tables: list[tuple[int, TableMeta]], names: dict[str, str]) -> list[list[TableMeta]]:
+    """The tables level by level, under their names here."""
+    levels: list[list[TableMeta]] = []
+    for level, meta in tables:
+        while len(levels) <= level:
+            levels.append([])
+        levels[level].append(msgspec.structs.replace(meta, file_name=names[meta.file_name]))
+    return levels
 
 
 def check_table(vfs: Vfs, path: str, meta: TableMeta) -> None:

@@ -41,7 +41,7 @@ class TokenSplit:
                   such round has the next higher level. There is one at least, and another one while more than
                   `last_bytes_max` was flushed during the one before and a level is left for it;
         last      those since then, with the tablet fenced and all it was told in tables, for level 0.
-    Then the halves are put in force.
+    Then the halves are put in force; both get the files of the whole's records of tokens (see dedupe.py).
 
     It holds the files it reads, so flushes and compactions of the tablet go on beside it.
     """
@@ -161,7 +161,8 @@ class TokenSplit:
     def _fenced(self) -> bool:
         """The tablet takes no writes, and all it was told is in tables."""
         self.tablet.fenced = True
-        if len(self.tablet.active):
+        records = self.tablet.records
+        if len(self.tablet.active) or (records is not None and len(records.active)):
             self._flush()
         return self._in_tables()
 

@@ -37,6 +37,9 @@ class Write:
     """(key, version) pairs: the write is refused with `ConditionFailed` unless each of these keys has this version
     just before it; 0: unless the key does not exist. The keys need not be among those written."""
     token: Token | None = None
+    """Its lane and its number there: a write with the same one is not made again, but gets the outcome of the first."""
+    again: bool = False
+    """With a token: it may have been sent before, so that a refusal for good is recorded as well."""
     want_existed: bool = False
     add: int | None = None
     """The write is one PUT, whose value is made at sequencing: the number its key has then (0 for none), plus this.
@@ -60,7 +63,10 @@ class Group:
 
     writes: Sequence[Write | Puts]
     accepted: list[tuple[Write, Tablet] | Puts]
+    """Those that were logged; behind them the writes of records, which nobody asked for."""
     refused: list[tuple[Write, ShardKVError]]
     """Those that were not logged, and why."""
+    repeated: list[Write]
+    """Those that were not logged because they were made before: by their token the outcome is known."""
     end_offset: int
     """Of the group in its segment: synced up to here means durable."""

@@ -45,6 +45,8 @@ class TabletEvidence:
     flushed_seqno: int = 0
     tables: list[tuple[str, TableMeta | None]] = field(default_factory=list)
     """(file name, what the manifest says of it), in no order that matters. A file stands here once for each clip."""
+    records_of: int = 0
+    """As in the manifest."""
 
 
 _Known = dict[str, dict[int, list[TableMeta]]]
@@ -80,6 +82,7 @@ def gather(vfs: Vfs, store: str) -> Evidence:
                 tablet.label,
                 tablet.flushed_seqno,
                 [(meta.file_name, meta) for level in tablet.levels for meta in level],
+                tablet.records_of,
             )
             for number, tablet in state.tablets.items()
         },
@@ -158,7 +161,8 @@ def _from_pieces(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]) ->
 
 def _note_edit(found: Evidence, edit: Edit) -> None:
     if isinstance(edit, CreatedEdit):
-        _tablet(found, edit.tablet).label = edit.label
+        tablet = _tablet(found, edit.tablet)
+        tablet.label, tablet.records_of = edit.label, edit.records_of
     elif isinstance(edit, DroppedEdit):
         found.dropped.add(edit.tablet)
         found.tablets.pop(edit.tablet, None)

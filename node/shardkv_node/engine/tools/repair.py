@@ -241,7 +241,11 @@ class _Repair:
             store_id=evidence.store_id,
             tablets={
                 number: TabletState(
-                    tablet.label or b"", (segment, HEADER_BYTES), self._seqnos[number], [[], tables.get(number, [])]
+                    tablet.label or b"",
+                    (segment, HEADER_BYTES),
+                    self._seqnos[number],
+                    [[], tables.get(number, [])],
+                    tablet.records_of,
                 )
                 for number, tablet in sorted(evidence.tablets.items())
             },

@@ -57,7 +57,8 @@ def _tablet_facts(number: int, tablet: TabletState) -> dict[str, Any]:
     ]
     totals = {name: sum(level[name] for level in levels) for name in ("tables", "bytes", "raw_bytes", "rows")}
     totals["tombstones"] = sum(level["tombstones"] for level in levels)
-    return {"tablet": number, "label": text_of(tablet.label), **totals, "levels": levels}
+    named = {"tablet": number, "label": text_of(tablet.label), "records_of": tablet.records_of}
+    return {**named, **totals, "levels": levels}
 
 
 def _log_facts(vfs: Vfs, store: str, first: int, flushed: dict[int, int]) -> dict[str, int]:

@@ -1,0 +1,146 @@
+"""What a write that carries an idempotency token came to, kept so that the write, asked for again, is not made again.
+
+A token is (lane, number). A *lane* is one caller's sequence of writes, one after the other, named by 16 bytes that are
+nobody else's; its numbers rise. So of each lane the newest record is enough:
+
+    number as recorded   the write was made, or refused for good: it gets the recorded outcome
+    number below it      its caller has gone on since: refused, never made
+    number above, or no record: a new write
+
+A tablet's records are the rows of a second tablet, its *records tablet*: lane -> record, msgpack, with an expiry. They
+are logged in the group of their writes, so that both are there after a crash or neither; and they are flushed,
+compacted, ended, exported, imported and given to both halves of a split as rows are. Each lane takes one row, whatever
+it writes: the bytes are bounded by the lanes of one retention.
+
+A refusal is recorded only of a write that may have been sent before (`Write.again`): another copy of it may still be
+on its way, and must not be made once its caller was told that it was refused. Other refusals are judged anew.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import xxhash
+
+from shardkv.errors import InvalidArgument, ShardKVError, from_wire
+from shardkv.whole_number import format_number
+from shardkv_node.engine.columns import PUT_EXPIRING
+from shardkv_node.engine.entries import Token
+from shardkv_node.engine.memtable import EXPIRING_HEADER_BYTES
+from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.write import Write
+
+RETENTION_MS = 25 * 3600 * 1000
+"""How long a record is kept after the write: longer than any request may be under way (server.DEADLINE_MS_MAX)."""
+_HASH_BYTES = 8
+
+
+class Record(msgspec.Struct, array_like=True, gc=False):
+    """What a write came to. On disk: fields are added only at the end, with a default."""
+
+    number: int
+    version: int
+    """0: it was refused."""
+    operations: int
+    existed: int | bytes | None = None
+    """None: not asked for; one for all operations, or one byte each."""
+    total: int | None = None
+    """What a write with `add` came to."""
+    keys: bytes = b""
+    """Where `existed` has one byte each: the xxh3-64 of every key. After a split a part of the operations may be asked
+    for again."""
+    refusal: tuple[str, str, dict[str, Any], str] | None = None
+    """Code, message, detail and hint of the error."""
+
+
+Records = dict[bytes, Record]
+"""By lane, those that a group makes."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def judge(write: Write, token: Token, tablet: Tablet, made: Records) -> bool | ShardKVError:
+    """What the records say of a write. False: nothing, it is new. True: it was made before, and now has the outcome it
+    had then. An error: refuse it with that. `made`: records of what stands earlier in the group."""
+    lane, number = token
+    record = made.get(lane) or _find(tablet.records, lane)
+    if record is None:
+        return False
+    if number > record.number:
+        return False
+    if number < record.number:
+        return InvalidArgument(
+            f"A write has number {number} of its lane, whose newest is {record.number}. It was not made now.",
+            hint="A lane's writes are sent one after the other, each once the one before is answered or given up.",
+        )
+    if record.refusal is not None:
+        return from_wire(*record.refusal)
+    if len(write.keys) > record.operations:
+        return InvalidArgument(
+            f"A write of {len(write.keys)} operations has the token of one of {record.operations}.",
+            hint="Another write needs another number.",
+        )
+    _repeat(write, record)
+    return True
+
+
+def _find(records: Tablet | None, lane: bytes) -> Record | None:
+    """The lane's record. Whether one in memory has ended is not asked: it does no harm."""
+    if records is None:
+        return None
+    cell = records.active.cells.get(lane)
+    if cell is not None:
+        return _decode(cell[EXPIRING_HEADER_BYTES:])
+    value = records.get(lane)
+    return None if value is None else _decode(value)
+
+
+def _repeat(write: Write, record: Record) -> None:
+    """Give the write the outcome it had."""
+    write.version = record.version
+    if record.total is not None:
+        write.values = [format_number(record.total)]
+    if record.existed is not None:
+        write.existed = _existed(record, write.keys)
+
+
+def _existed(record: Record, keys: list[bytes]) -> list[bool]:
+    existed = record.existed or 0
+    if isinstance(existed, int):
+        return [bool(existed)] * len(keys)
+    if len(keys) == record.operations:
+        return list(map(bool, existed))
+    ends = range(0, len(record.keys) + 1, _HASH_BYTES)
+    told = zip([record.keys[low:high] for low, high in pairwise(ends)], existed, strict=True)
+    return [next((bool(was) for known, was in told if known == xxhash.xxh3_64_digest(key)), False) for key in keys]
+
+
+def record_of(write: Write, number: int, version: int) -> Record:
+    """Of a write that gets this version. Requires: `existed` and the values are what they will be."""
+    operations = len(write.keys)
+    record = Record(number, version, operations)
+    if write.existed is not None:
+        existed = bytes(write.existed)
+        if existed.count(existed[0]) == operations:
+            record.existed = existed[0]
+        else:
+            record.existed = existed
+            record.keys = b"".join(map(xxhash.xxh3_64_digest, write.keys))
+    if write.add is not None:
+        record.total = int(write.values[0])
+    return record
+
+
+def refusal_of(write: Write, number: int, error: ShardKVError) -> Record:
+    """Of a write that was refused for good."""
+    return Record(number, 0, len(write.keys), refusal=(error.code, error.message, error.detail, error.hint))
+
+
+def write_of(made: Records, records: Tablet, now_ms: int) -> Write:
+    """The write that puts these records into the records tablet."""
+    return Write(
+        records.number, list(made), PUT_EXPIRING, list(map(_encode, made.values())), expiries=now_ms + RETENTION_MS
+    )
