@@ -273,6 +273,10 @@ class LaunchError(ShardKVError):
     code = "launch"
 
 
+FINAL_REFUSALS = (ConditionFailed, InvalidNumber)
+"""What a node, asked again to make a write with a token, refuses for good: no copy of that write is made later."""
+
+
 def _tree(cls: type[ShardKVError]) -> list[type[ShardKVError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
 

@@ -181,6 +181,8 @@ class NodeService:
             want_existed=asked.want_existed,
             done=done,
         )
+        if asked.token is not None:
+            write.token, write.again = (asked.token.lane, asked.token.number), asked.token.again
         if asked.conditions is not None or asked.ttl_ms is not None or asked.kinds == _INCR:
             self._complete(write, asked)
         return write

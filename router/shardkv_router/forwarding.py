@@ -2,9 +2,11 @@
 
 Invariants: a part ends exactly once, and shortly before its deadline at the latest, so that the caller hears which
 shard did not answer. It is sent again only when that is safe: it was never sent, the node refused it
-before applying it, or it is a read. A part that cannot be sent now is parked until its node or a newer topology
-comes, bounded in time by its deadline and `park_ms`, and in bytes by `parked_bytes_max`. When the router drains,
-nothing is parked: the caller finds another router sooner than this one a node.
+before applying it, it is a read, or it is a write with a token. A write that may have been applied ends, without an
+answer or a refusal for good, in OutcomeUnknown, whatever it was refused with when it was sent again.
+A part that cannot be sent now is parked until its node or a newer topology comes, bounded in time by its deadline and
+`park_ms`, and in bytes by `parked_bytes_max`. When the router drains, nothing is parked: the caller finds another
+router sooner than this one a node.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from shardkv.errors import (
+    FINAL_REFUSALS,
     DeadlineExceeded,
     Draining,
     OutcomeUnknown,
@@ -28,7 +31,7 @@ from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.admission import overloaded
 from shardkv.transport.peer import Peer
-from shardkv.wire.messages import OK, Op, RawReply, reply_error
+from shardkv.wire.messages import OK, Op, RawReply, reply_error, sent_again
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
 
@@ -61,6 +64,7 @@ class Part:
         "asked",
         "deadline",
         "done",
+        "doubt",
         "finished",
         "gives_up_at",
         "op",
@@ -95,6 +99,8 @@ class Part:
         self.asked: tuple[Peer, int] | None = None
         """Who was asked last, and the number of that request there."""
         self.pause_s = REFUSED_PAUSE_S
+        self.doubt: OutcomeUnknown | None = None
+        """Why it is not known whether the write was applied when it was sent before."""
         self.finished = False
 
     @property
@@ -212,7 +218,7 @@ class Forwarder:
         never_sent = isinstance(reply, UnavailableError)
         if isinstance(error, Draining):
             self._park(part)
-        elif never_sent or (isinstance(error, OutcomeUnknown) and part.repeatable):
+        elif never_sent or (isinstance(error, OutcomeUnknown) and _may_repeat(part, error)):
             self._send_or_expire(part)
         elif isinstance(error, RoutingError):
             self._loop.call_later(part.pause_s, self._send_or_expire, part)
@@ -224,6 +230,8 @@ class Forwarder:
 
     def _end(self, part: Part, answer: msgspec.Raw | ShardKVError) -> None:
         part.finished = True
+        if part.doubt is not None and isinstance(answer, ShardKVError) and not isinstance(answer, FINAL_REFUSALS):
+            answer = part.doubt
         part.done(answer)
 
     def _send_or_expire(self, part: Part) -> None:
@@ -325,6 +333,17 @@ class Forwarder:
 def last_moment(deadline: float, now: float) -> float:
     """When to give an answer that is to arrive before `deadline`."""
     return deadline - min(DEADLINE_MARGIN_MOST_S, DEADLINE_MARGIN * max(0.0, deadline - now))
+
+
+def _may_repeat(part: Part, error: OutcomeUnknown) -> bool:
+    """Whether a part that may have been carried out may be sent again. A write with a token says from now on that it
+    was sent before."""
+    if part.repeatable or part.doubt is not None:
+        return True
+    again = sent_again(part.payload) if part.op == Op.WRITE else None
+    if again is not None:
+        part.payload, part.doubt = again, _naming_shard(error, part)
+    return again is not None
 
 
 def _naming_shard(error: OutcomeUnknown, part: Part) -> OutcomeUnknown:

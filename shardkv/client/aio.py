@@ -33,6 +33,7 @@ from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
 from shardkv.client.calls import Call, Lost, Outcome, State, raise_failure, settle
 from shardkv.client.connection import CTX, told_deadline_ms
 from shardkv.client.deadlines import Deadlines
+from shardkv.client.lanes import Lanes
 from shardkv.client.missing import PartialCount, PartialDict, wants_partial
 from shardkv.client.pool import closed_error, no_router_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
@@ -62,6 +63,7 @@ class AsyncClient(Generic[Out]):
         timeout: float = ...,
         decode_responses: Literal[False] = ...,
         limits: Limits = ...,
+        retry_writes: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -72,6 +74,7 @@ class AsyncClient(Generic[Out]):
         timeout: float = ...,
         decode_responses: Literal[True],
         limits: Limits = ...,
+        retry_writes: bool = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -81,11 +84,13 @@ class AsyncClient(Generic[Out]):
         timeout: float = DEFAULT_TIMEOUT_S,
         decode_responses: bool = False,
         limits: Limits = DEFAULT_LIMITS,
+        retry_writes: bool = True,
     ) -> None:
         self.keyspace = to_keyspace(keyspace)
         self._addresses = [format_address(*address) for address in to_addresses(addresses)]
         self._timeout_s = to_timeout_s(timeout, DEFAULT_TIMEOUT_S)
         self._limits = limits
+        self._lanes = Lanes() if retry_writes else None
         self._decode: Decode[Out] = cast(Decode[Out], as_text if decode_responses else as_given)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -146,7 +151,7 @@ class AsyncClient(Generic[Out]):
         A number is decimal text of a signed 64-bit whole number, as `put(key, str(number))` stores it; a key that does
         not exist counts from 0. The key ends `ttl` seconds from now; without `ttl` when it would have ended anyway.
         Raises InvalidNumber when the value is no such number or the sum would be none. After OutcomeUnknown the number
-        may have been added or not: it is never sent again by itself.
+        was added once or not at all.
         """
         call = requests.incr(key, by, self._limits, ttl=ttl)
         await self._run([call], timeout)
@@ -466,22 +471,31 @@ class AsyncClient(Generic[Out]):
         waiting = list(calls)
         window = requests.WINDOW
         attempt = 0
-        while waiting:
-            now = waiting[:window]
-            await self._exchange(now, timeout_s, deadline)
-            if len(waiting) == 1 and waiting[0].state is State.DONE:
-                return  # as most calls end, and these need no more looks
-            if any(call.state is State.FAILED for call in now):
-                break
-            waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
-            refused = any(call.error is not None for call in now)
-            asked_s = retry_after_s(call.error for call in now) if refused else 0.0
-            if waiting and not await _paused(attempt if refused else None, timeout_s, deadline, asked_s):
-                for call in waiting:
-                    call.expire(timeout_s)
-                break
-            if refused:
-                window, attempt = 1, attempt + 1
+        lanes = self._lanes
+        try:
+            while waiting:
+                now = waiting[:window]
+                if lanes is not None:
+                    lanes.lend(now, timeout_s)
+                await self._exchange(now, timeout_s, deadline)
+                if len(waiting) == 1 and waiting[0].state is State.DONE:
+                    return  # as most calls end, and these need no more looks
+                if lanes is not None:
+                    lanes.take_back(call for call in now if call.state is not State.WAITING)
+                if any(call.state is State.FAILED for call in now):
+                    break
+                waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
+                refused = any(call.error is not None for call in now)
+                asked_s = retry_after_s(call.error for call in now) if refused else 0.0
+                if waiting and not await _paused(attempt if refused else None, timeout_s, deadline, asked_s):
+                    for call in waiting:
+                        call.expire(timeout_s)
+                    break
+                if refused:
+                    window, attempt = 1, attempt + 1
+        finally:
+            if lanes is not None:
+                lanes.take_back(calls)
         raise_failure(calls)
 
     async def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
@@ -513,6 +527,7 @@ class AsyncClient(Generic[Out]):
 
     async def _connect(self, timeout_s: float, deadline: float) -> Peer:
         """The connection, when there is one before the deadline. Raises RouterUnavailable or a router's refusal."""
+        self._check_open()  # closing ends calls in flight: they must not connect anew
         peer = self._started_peer()
         try:
             await peer.wait_connected(deadline - _running().time())

@@ -3,8 +3,10 @@
 A call is WAITING until it is DONE or FAILED; while it waits, `error` is why it has to be sent again (None: go on at
 once). Both clients drive calls the same way: send `payload()`, hand the outcome to `settle`, repeat while waiting.
 
-Invariants: a write that may have been applied is never sent again; it fails with OutcomeUnknown. What was refused
-with a retriable error, or is a read, may be sent again. A call that FAILED always has an error.
+Invariants: a write that may have been applied is sent again only with the token it had, by which it is made once; one
+without a token is not sent again. Without an answer, or a refusal for good, it fails with OutcomeUnknown, whatever it
+was refused with since. What was refused with a retriable error, or is a read, may be sent again. A call that FAILED
+always has an error.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from shardkv.errors import (
+    FINAL_REFUSALS,
     BatchTooLarge,
     DeadlineExceeded,
     OutcomeUnknown,
@@ -27,6 +30,7 @@ from shardkv.errors import (
     from_wire,
 )
 from shardkv.wire.messages import (
+    NOTHING,
     OK,
     Conditions,
     Op,
@@ -37,6 +41,7 @@ from shardkv.wire.messages import (
     ReadReply,
     Scan,
     ShardProblem,
+    Token,
     Write,
     WriteReply,
     WriteResult,
@@ -238,6 +243,21 @@ class PageCall(Call):
             super().refuse(error)
 
 
+class Lane:
+    """One sequence of writes, one after the other; see `Lanes`."""
+
+    __slots__ = ("_number", "name")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self._number = 0
+
+    def next_token(self) -> Token:
+        """That of the next write."""
+        self._number += 1
+        return Token(self.name, self._number)
+
+
 class WriteCall(Call):
     """Puts and deletes, or an incr. `results` holds one WriteResult for each, in order; what was refused is sent again
     alone.
@@ -246,7 +266,7 @@ class WriteCall(Call):
     `may_cut`: nothing need be atomic, so what the cluster finds too large is sent in halves.
     """
 
-    __slots__ = ("_later", "_may_cut", "_pending", "_write", "problems", "reply", "results")
+    __slots__ = ("_asked", "_later", "_may_cut", "_pending", "_write", "doubt", "lane", "problems", "reply", "results")
 
     def __init__(
         self,
@@ -260,8 +280,13 @@ class WriteCall(Call):
         ttl_ms: int | None = None,
     ) -> None:
         write = Write(None, conditions, kinds, keys, values, want_existed, ttl_ms)
-        super().__init__(Op.WRITE, raw(write), decode_write_reply)
+        super().__init__(Op.WRITE, NOTHING, decode_write_reply)
         self._write = write
+        self._asked: Write | None = write
+        """What is to be sent; None: it is encoded."""
+        self.lane: Lane | None = None
+        self.doubt: OutcomeUnknown | None = None
+        """Why it is not known what became of the operations whose result is UNKNOWN."""
         self.reply: WriteReply | None = None
         """When one reply told of all operations."""
         self.results = bytearray([REFUSED]) * len(keys)
@@ -270,16 +295,29 @@ class WriteCall(Call):
         self._pending: Sequence[int] = range(len(keys))
         self._later: list[Sequence[int]] = []
 
+    def use(self, lane: Lane) -> None:
+        """Send the writes of this call in this lane, so that they may be sent again. Before the first is sent."""
+        self.lane = lane
+        self._write.token = lane.next_token()
+
+    def payload(self) -> msgspec.Raw:
+        if self._asked is not None:
+            self._payload, self._asked = raw(self._asked), None
+        return self._payload
+
     def take(self, payload: msgspec.Raw) -> None:
         reply: WriteReply = decode_write_reply(payload)
         if len(reply.results) != len(self._pending):
             raise RemoteProtocolError(f"The reply has {len(reply.results)} results for {len(self._pending)} writes.")
-        if len(self._pending) == len(self.results):
+        whole = len(self._pending) == len(self.results)
+        if whole and self.doubt is None:
             self.results[:] = reply.results
-            self.reply = reply
         else:
             for index, result in zip(self._pending, reply.results, strict=True):
-                self.results[index] = result
+                if result != REFUSED or self.results[index] != UNKNOWN:  # a refusal does not say what was made before
+                    self.results[index] = result
+        if whole:
+            self.reply = reply
         if max(reply.results) >= REFUSED:
             self._take_problems(reply.problems)
         elif self._later:
@@ -292,50 +330,93 @@ class WriteCall(Call):
         errors = [
             from_wire(told.code, told.message, {"shard": told.shard, **told.detail}, told.hint) for told in problems
         ]
-        refused = [index for index, result in enumerate(self.results) if result == REFUSED]
         self.error = _worst(errors) if errors else RemoteProtocolError("A write was refused and nothing says why.")
-        if UNKNOWN in self.results or not all(error.retriable for error in errors):
-            self.state = State.FAILED
-            return
-        self._later.clear()
-        self._ask_for(refused)
+        in_doubt = UNKNOWN in self.results
+        if in_doubt and self.doubt is None:
+            unknown = [error for error in errors if isinstance(error, OutcomeUnknown)]
+            self.doubt = unknown[0] if unknown else OutcomeUnknown("Nothing says what became of a write.")
+        if not all(error.retriable or isinstance(error, OutcomeUnknown) for error in errors) or (
+            in_doubt and self.lane is None
+        ):
+            self.give_up(self.error)
+        elif in_doubt:
+            self._ask_again([index for index in self._pending if self.results[index] in (REFUSED, UNKNOWN)])
+        else:
+            self._later.clear()
+            self._ask_for([index for index, result in enumerate(self.results) if result == REFUSED])
 
     def _ask_for(self, indexes: Sequence[int]) -> None:
-        """Send these operations next."""
+        """Send these operations next, which were not applied."""
+        self.doubt = None
+        self._ask(indexes, self.lane.next_token() if self.lane is not None else None)
+
+    def _ask_again(self, indexes: Sequence[int]) -> None:
+        """Send these operations next, all or some of which may have been applied: with the token they had.
+
+        All of a shard's, or none, so that they are what its record of the token is about.
+        """
+        token = self._write.token
+        self._ask(indexes, token and Token(token.lane, token.number, again=True))
+
+    def _ask(self, indexes: Sequence[int], token: Token | None) -> None:
         self._pending = indexes
         write = self._write
-        part = msgspec.structs.replace(
-            write,
-            kinds=write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes)),
-            keys=[write.keys[index] for index in indexes],
-            values=[write.values[index] for index in indexes],
-        )
-        self._payload = raw(part)
+        write.token = token
+        self._asked = write
+        if len(indexes) < len(write.keys):
+            self._asked = msgspec.structs.replace(
+                write,
+                kinds=write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes)),
+                keys=[write.keys[index] for index in indexes],
+                values=[write.values[index] for index in indexes],
+            )
 
     def refuse(self, error: ShardKVError) -> None:
-        if self._may_cut and isinstance(error, BatchTooLarge) and len(self._pending) > 1:
+        if isinstance(error, OutcomeUnknown):
+            self._be_in_doubt(error)
+        elif self.doubt is not None and not isinstance(error, FINAL_REFUSALS):
+            self.error = error
+            if not error.retriable:
+                self.give_up(error)
+        elif self._may_cut and isinstance(error, BatchTooLarge) and len(self._pending) > 1:
             middle = len(self._pending) // 2
             self._later.append(self._pending[middle:])
             self._ask_for(self._pending[:middle])
-            return
-        if isinstance(error, OutcomeUnknown):
-            self._mark_unknown()
-        super().refuse(error)
+        else:
+            self._mark(REFUSED)
+            super().refuse(error)
 
     def lose(self, lost: Lost) -> None:
         if not lost.sent:
             super().lose(lost)
             return
-        self._mark_unknown()
-        self.state = State.FAILED
-        self.error = OutcomeUnknown(
+        unknown = OutcomeUnknown(
             f"{lost.reason} The write may or may not have been applied.",
             hint="Read the key to find out, or write it again if that does no harm.",
         )
+        self._be_in_doubt(unknown)
+        if lost.timed_out:
+            self.give_up(unknown)
 
-    def _mark_unknown(self) -> None:
+    def give_up(self, error: ShardKVError) -> None:
+        super().give_up(self.doubt or error)
+
+    def expire(self, timeout_s: float) -> None:
+        super().expire(timeout_s)
+        self.error = self.doubt or self.error
+
+    def _be_in_doubt(self, error: OutcomeUnknown) -> None:
+        """What was sent may have been applied: send it again, if that cannot apply it twice."""
+        self._mark(UNKNOWN)
+        self.doubt = self.error = error
+        if self.lane is None:
+            self.state = State.FAILED
+        else:
+            self._ask_again(self._pending)
+
+    def _mark(self, result: int) -> None:
         for index in self._pending:
-            self.results[index] = UNKNOWN
+            self.results[index] = result
 
 
 def settle(call: Call, outcome: Outcome) -> None:
@@ -366,8 +447,9 @@ def raise_failure(calls: Sequence[Call]) -> None:
     errors = [call.error for call in calls if call.state is State.FAILED and call.error is not None]
     if not errors:
         return
-    error = _worst(errors)
     writes = [call for call in calls if isinstance(call, WriteCall)]
+    errors += [write.doubt for write in writes if write.state is State.WAITING and write.doubt is not None]
+    error = _worst(errors)
     raise _with_counts(error, writes) if writes else calls[0].explained(error)
 
 

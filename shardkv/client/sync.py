@@ -1,7 +1,7 @@
 """The blocking client. Safe to share among threads and across fork; not to pickle.
 
 Invariants: every call ends by its deadline, which covers waiting for a connection, connecting, retries and all
-requests the call is cut into; a write is sent again only when it surely was not applied; after `close` every use
+requests the call is cut into; a write is sent again only when that cannot apply it twice; after `close` every use
 raises ClientClosed.
 """
 
@@ -29,6 +29,7 @@ from shardkv.client.arguments import (
 )
 from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
 from shardkv.client.calls import Call, State, raise_failure, settle
+from shardkv.client.lanes import Lanes
 from shardkv.client.missing import PartialCount, PartialDict, wants_partial
 from shardkv.client.pool import Pool, closed_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
@@ -50,6 +51,8 @@ class Client(Generic[Out]):
     `addresses`: "HOST:PORT" of a router, several with commas between, or a list. `timeout`: seconds a call may take,
     for calls that give none of their own. `decode_responses`: keys and values come back as str. `connections_max`:
     connections of all threads together; calls wait for a free one. `limits`: when the cluster's are not the defaults.
+    `retry_writes`: a write whose answer was lost is sent again, within its timeout, with a token by which the cluster
+    makes it once; without, it raises OutcomeUnknown at once.
     """
 
     @overload
@@ -62,6 +65,7 @@ class Client(Generic[Out]):
         decode_responses: Literal[False] = ...,
         connections_max: int = ...,
         limits: Limits = ...,
+        retry_writes: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -73,6 +77,7 @@ class Client(Generic[Out]):
         decode_responses: Literal[True],
         connections_max: int = ...,
         limits: Limits = ...,
+        retry_writes: bool = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -83,12 +88,14 @@ class Client(Generic[Out]):
         decode_responses: bool = False,
         connections_max: int = CONNECTIONS_MAX,
         limits: Limits = DEFAULT_LIMITS,
+        retry_writes: bool = True,
     ) -> None:
         if isinstance(connections_max, bool) or not isinstance(connections_max, int) or connections_max < 1:
             raise InvalidArgument(f"connections_max must be a whole number above 0, not {connections_max!r}.")
         self.keyspace = to_keyspace(keyspace)
         self._timeout_s = to_timeout_s(timeout, DEFAULT_TIMEOUT_S)
         self._limits = limits
+        self._lanes = Lanes() if retry_writes else None
         self._decode: Decode[Out] = cast(Decode[Out], as_text if decode_responses else as_given)
         self._closed = False
         self._pool = Pool(
@@ -149,7 +156,7 @@ class Client(Generic[Out]):
         A number is decimal text of a signed 64-bit whole number, as `put(key, str(number))` stores it; a key that does
         not exist counts from 0. The key ends `ttl` seconds from now; without `ttl` when it would have ended anyway.
         Raises InvalidNumber when the value is no such number or the sum would be none. After OutcomeUnknown the number
-        may have been added or not: it is never sent again by itself.
+        was added once or not at all.
         """
         call = requests.incr(key, by, self._limits, ttl=ttl)
         self._run([call], timeout)
@@ -461,23 +468,32 @@ class Client(Generic[Out]):
         waiting = list(calls)
         window = requests.WINDOW
         attempt = 0
-        while waiting:
-            now = waiting[:window]
-            exchange, sent = self._exchange if sent is None else sent.settle, None
-            exchange(now, timeout_s, deadline)
-            if len(waiting) == 1 and waiting[0].state is State.DONE:
-                return  # as most calls end, and these need no more looks
-            if any(call.state is State.FAILED for call in now):
-                break
-            waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
-            refused = any(call.error is not None for call in now)
-            asked_s = retry_after_s(call.error for call in now) if refused else 0.0
-            if waiting and not _paused(attempt if refused else None, timeout_s, deadline, asked_s):
-                for call in waiting:
-                    call.expire(timeout_s)
-                break
-            if refused:
-                window, attempt = 1, attempt + 1
+        lanes = self._lanes
+        try:
+            while waiting:
+                now = waiting[:window]
+                if lanes is not None:
+                    lanes.lend(now, timeout_s)
+                exchange, sent = self._exchange if sent is None else sent.settle, None
+                exchange(now, timeout_s, deadline)
+                if len(waiting) == 1 and waiting[0].state is State.DONE:
+                    return  # as most calls end, and these need no more looks
+                if lanes is not None:
+                    lanes.take_back(call for call in now if call.state is not State.WAITING)
+                if any(call.state is State.FAILED for call in now):
+                    break
+                waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
+                refused = any(call.error is not None for call in now)
+                asked_s = retry_after_s(call.error for call in now) if refused else 0.0
+                if waiting and not _paused(attempt if refused else None, timeout_s, deadline, asked_s):
+                    for call in waiting:
+                        call.expire(timeout_s)
+                    break
+                if refused:
+                    window, attempt = 1, attempt + 1
+        finally:
+            if lanes is not None:
+                lanes.take_back(calls)
         raise_failure(calls)
 
     def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:

@@ -19,7 +19,7 @@ from shardkv.errors import (
 )
 from shardkv.limits import TTL_MS_MAX, Limits
 from shardkv.whole_number import parse_number
-from shardkv.wire.messages import Conditions, Kind, Write
+from shardkv.wire.messages import TOKEN_LANE_BYTES, Conditions, Kind, Token, Write
 
 _MIXED = bytes((Kind.PUT, Kind.DELETE))
 """Kinds that may stand side by side in one write."""
@@ -75,10 +75,7 @@ def check_write(write: Write, limits: Limits) -> None:
     if not count:
         raise InvalidArgument("A write holds no operation.")
     if write.token is not None:
-        raise InvalidArgument(
-            "A write carries an idempotency token, and this version keeps no record of tokens.",
-            hint="Send it without one: a token that is not honoured would be a false promise.",
-        )
+        _check_token(write.token)
     if len(write.values) != count:
         raise InvalidArgument(f"A write has {count} keys and {len(write.values)} values.")
     if write.kinds != Kind.PUT:
@@ -89,6 +86,14 @@ def check_write(write: Write, limits: Limits) -> None:
         _check_conditions(write.conditions, limits)
     if write.ttl_ms is not None:
         _check_ttl(write)
+
+
+def _check_token(token: Token) -> None:
+    if len(token.lane) != TOKEN_LANE_BYTES or not 0 < token.number < 1 << 64:
+        raise InvalidArgument(
+            f"The token of a write is {TOKEN_LANE_BYTES} bytes and a number from 1 to 2**64 - 1, not "
+            f"{len(token.lane)} bytes and {token.number}."
+        )
 
 
 def _check_conditions(conditions: Conditions, limits: Limits) -> None:

@@ -25,6 +25,8 @@ COLUMN_LENGTH_HARD_MAX = 1_000_000
 FRAME_REQUESTS_MAX = 16_384
 """Most requests of one frame: it is decoded in one go, and nobody else is served meanwhile."""
 
+TOKEN_LANE_BYTES = 16
+
 NAME_LENGTH_MAX = 255
 """Characters of a keyspace's, principal's or trace's name."""
 
@@ -164,10 +166,17 @@ class PartialRead(Read):
 
 
 class Token(Message):
-    """An idempotency token: who asked, and the number of the asking."""
+    """An idempotency token: with it a write may be sent again, and is made once.
 
-    client_id: bytes
+    A lane is one caller's sequence of writes: the next one is sent, with a higher number, only when the one before was
+    answered or given up.
+    """
+
+    lane: bytes
+    """TOKEN_LANE_BYTES that nobody else has."""
     number: int
+    again: bool = False
+    """It may have been sent before, and no answer came."""
 
 
 class Conditions(Message):
@@ -534,6 +543,18 @@ def decode_puts(payloads: Sequence[msgspec.Raw]) -> list[PlainPut] | None:
         return _puts_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
     except UNDECODABLE:
         return None
+
+
+def sent_again(payload: msgspec.Raw) -> msgspec.Raw | None:
+    """The payload of a write, saying that it may have been sent before; None when it has no token by which to tell."""
+    try:
+        write: Write = decode_write(payload)
+    except InvalidArgument:
+        return None
+    if write.token is None:
+        return None
+    write.token.again = True
+    return raw(write)
 
 
 def decode_any(payload: msgspec.Raw) -> Any:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from shardkv.errors import (
+    ConditionFailed,
     DeadlineExceeded,
     DiskFull,
     Draining,
@@ -20,7 +21,18 @@ from shardkv.errors import (
     StaleEpoch,
     WrongShard,
 )
-from shardkv.wire.messages import Op, Read, Request, decode_any, decode_requests, encode_batch, raw
+from shardkv.wire.messages import (
+    Op,
+    Read,
+    Request,
+    Token,
+    Write,
+    decode_any,
+    decode_requests,
+    decode_write,
+    encode_batch,
+    raw,
+)
 from tests.router.world import Node, hold, refuse, reply_ok, router_world, run, until
 from tests.worlds.proxy import fault_proxy
 
@@ -48,6 +60,64 @@ def test_a_write_that_never_left_is_sent_when_the_node_is_back() -> None:
             peer._wire.abort()
             assert not isinstance(await sent.answer(), Exception)
             assert len(node.asked) == 1
+
+    run(story)
+
+
+WITH_TOKEN = raw(Write(Token(b"lane".ljust(16), 3), None, 1, [b"k"], [b"v"], False))
+
+
+def test_a_write_with_a_token_that_was_sent_is_sent_again_and_says_so() -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        node.answers = hold
+        async with router_world(node) as world:
+            sent = world.send(Op.WRITE, payload=WITH_TOKEN)
+            await until(lambda: node.asked)
+            assert node.connection is not None
+            node.connection.close()
+            node.answers = refuse(Draining("Going."))
+            await until(lambda: len(node.asked) > 1)
+            node.answers = reply_ok
+            world.follow(epoch=2)
+            assert not isinstance(await sent.answer(), Exception)
+            tokens = [decode_write(request.payload).token for request in node.asked]
+            assert [token.number for token in tokens] == [3] * len(tokens)
+            assert [token.again for token in tokens] == [False] + [True] * (len(tokens) - 1)
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [(DiskFull("Full."), OutcomeUnknown), (Overloaded("Busy."), OutcomeUnknown), (ConditionFailed("No."), None)],
+)
+def test_a_write_that_may_have_been_made_is_in_doubt_until_it_is_answered_or_refused_for_good(
+    refusal: ShardKVError, told: type | None
+) -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        node.answers = hold
+        async with router_world(node) as world:
+            sent = world.send(Op.WRITE, payload=WITH_TOKEN)
+            await until(lambda: node.asked)
+            assert node.connection is not None
+            node.answers = refuse(refusal)
+            node.connection.close()
+            assert isinstance(await sent.answer(), told or type(refusal))
+
+    run(story)
+
+
+def test_a_write_in_doubt_whose_node_stays_away_is_unknown_and_not_just_unavailable() -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        node.answers = hold
+        async with router_world(node) as world:
+            sent = world.send(Op.WRITE, timeout_s=0.5, payload=WITH_TOKEN)
+            await until(lambda: node.asked)
+            await node.stop()
+            assert isinstance(await sent.answer(), OutcomeUnknown)
 
     run(story)
 

@@ -50,6 +50,8 @@ class DictRouter:
         """Of the newest write."""
         self.writes: list[Write] = []
         """As they were asked; times to live are not kept."""
+        self.made: dict[bytes, tuple[int, WriteReply]] = {}
+        """By lane, the number of its newest write and what it came to."""
         self.refusals: list[ShardKVError] = []
         """Raised, one for each of the next requests."""
         self.cut_after: Op | None = None
@@ -130,7 +132,7 @@ class DictRouter:
         if op is Op.READ:
             return self._read(decode_partial_read(request.payload))
         if op is Op.WRITE:
-            return self._write(decode_write(request.payload))
+            return self._write_once(decode_write(request.payload))
         if op is Op.SCAN:
             return self._scan(decode_scan(request.payload))
         if op is Op.COUNT:
@@ -174,8 +176,19 @@ class DictRouter:
                     "It is not so.", detail={"key": key, "expected": expected, "found": found}, hint="Read again."
                 )
 
-    def _write(self, write: Write) -> WriteReply:
+    def _write_once(self, write: Write) -> WriteReply:
         self.writes.append(write)
+        if write.token is None:
+            return self._write(write)
+        number, reply = self.made.get(write.token.lane, (0, None))
+        assert number <= write.token.number
+        if number != write.token.number or reply is None:
+            reply = self._write(write)
+            if max(reply.results) < WriteResult.REFUSED:
+                self.made[write.token.lane] = (write.token.number, reply)
+        return reply
+
+    def _write(self, write: Write) -> WriteReply:
         if write.conditions is not None:
             self._check_conditions(write.conditions)
         self.version += 1

@@ -404,11 +404,56 @@ def test_a_scan_survives_cut_connections_between_and_within_pages(db, router):
     assert list(db.scan(keys_only=True)) == sorted(router.store)
 
 
-def test_a_cut_write_is_told_as_unknown_and_not_sent_again(db, router):
+def test_a_cut_write_is_sent_again_with_its_token_and_made_once(db, router):
+    for expected in range(1, 6):
+        router.cut_after = Op.WRITE
+        assert db.incr("n") == expected
+    assert router.store == {b"n": b"5"} and router.requests == [Op.WRITE] * 10
+    first, again = (write.token for write in router.writes[:2])
+    assert (first.lane, first.number) == (again.lane, again.number) and (first.again, again.again) == (False, True)
+    assert [write.token.number for write in router.writes[::2]] == [1, 2, 3, 4, 5]
     router.cut_after = Op.WRITE
+    assert db.delete_many(["n", "nothing"]) == 1
+
+
+def test_a_write_that_was_cut_and_is_refused_ever_after_is_still_unknown(db, router):
+    router.cut_after = Op.WRITE
+    before = router.on_request
+
+    def refuse_after_the_first(connection, request, deadline):
+        if router.writes:
+            raise Overloaded("Not now.")
+        before(connection, request, deadline)
+
+    router.on_request = refuse_after_the_first
     with pytest.raises(OutcomeUnknown, match="may or may not"):
-        db.put("k", "v")
-    assert router.requests == [Op.WRITE]
+        db.put("k", "v", timeout=0.5)
+    assert router.store == {b"k": b"v"}
+
+
+def test_a_refusal_for_good_after_a_cut_is_told_as_it_is(db, router):
+    router.lost_keys[b"k"] = ShardProblem(7, "outcome_unknown", "The node went away.", {}, "")
+    told = []
+
+    def look(op):
+        told.append(op)
+        router.lost_keys.clear()
+        router.versions[b"k"] = 77
+        return 0.0
+
+    router.delay_s = look
+    with pytest.raises(ConditionFailed) as caught:
+        db.put("k", "v", if_absent=True)
+    assert caught.value.detail["found"] == 77 and len(router.writes) == 2
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_without_retries_a_cut_write_is_told_as_unknown_and_not_sent_again(router, face):
+    with open_face(face, router.address, retry_writes=False) as db:
+        router.cut_after = Op.WRITE
+        with pytest.raises(OutcomeUnknown, match="may or may not"):
+            db.put("k", "v")
+    assert router.requests == [Op.WRITE] and router.writes[0].token is None
     assert router.store == {b"k": b"v"}
 
 

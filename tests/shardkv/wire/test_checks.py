@@ -41,7 +41,9 @@ def test_each_limit_has_its_own_error_that_says_which_and_by_how_much() -> None:
     "write",
     [
         Write(None, None, 1, [], [], False),
-        Write(Token(b"client", 1), None, 1, [b"k"], [b"v"], False),
+        Write(Token(b"short", 1), None, 1, [b"k"], [b"v"], False),
+        Write(Token(bytes(16), 0), None, 1, [b"k"], [b"v"], False),
+        Write(Token(bytes(16), 1 << 64), None, 1, [b"k"], [b"v"], False),
         Write(None, None, 1, [b"k"], [], False),
         Write(None, None, 3, [b"k"], [b"v"], False),
         Write(None, None, -1, [b"k"], [b"v"], False),
