@@ -16,7 +16,7 @@ from typing import Any
 from shardkv.errors import BatchTooLarge, InvalidArgument, ShardKVError
 from shardkv.limits import Limits
 from shardkv.transport.server import Connection, unknown_operation
-from shardkv.wire.checks import check_range, check_read, check_write
+from shardkv.wire.checks import check_range, check_read, check_token, check_write
 from shardkv.wire.messages import (
     OK,
     Kind,
@@ -39,6 +39,7 @@ from shardkv.wire.messages import (
 from shardkv.wire.messages import Write as WriteRequest
 from shardkv_node.committer import Committer
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
+from shardkv_node.engine.entries import Token
 from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
@@ -200,11 +201,16 @@ class NodeService:
         if not min(lengths) or max(lengths) > longest or max(map(len, values)) > largest:
             return False
         ids = [one.id for one in requests]
+        tokens = [(one.token.lane, one.token.number) if one.token is not None else None for one in asked]
         try:
+            if any(tokens):
+                for one in asked:
+                    check_token(one.token)
             tablet_of = self._ownership.tablet_of
             numbers = [tablet_of(one.shard, one.epoch) for one in requests]
-            apart = partial(_apart, connection, ids, numbers, keys, values)
-            puts = Puts(numbers, keys, values, apart=apart, done=partial(_answer_puts, connection, ids))
+            apart = partial(_apart, connection, ids, numbers, keys, values, tokens)
+            done = partial(_answer_puts, connection, ids)
+            puts = Puts(numbers, keys, values, apart=apart, done=done, tokens=tokens if any(tokens) else None)
             self._committer.submit_puts(puts, deadlines)
         except ShardKVError:
             return False
@@ -278,12 +284,17 @@ class NodeService:
 
 
 def _apart(
-    connection: Connection, ids: list[int], numbers: list[int], keys: list[bytes], values: list[bytes]
+    connection: Connection,
+    ids: list[int],
+    numbers: list[int],
+    keys: list[bytes],
+    values: list[bytes],
+    tokens: list[Token | None],
 ) -> list[Write]:
     """Puts as single writes, each answered for itself."""
     return [
-        Write(tablet, [key], PUT, [value], done=partial(_answer_write, connection, request_id))
-        for request_id, tablet, key, value in zip(ids, numbers, keys, values, strict=True)
+        Write(tablet, [key], PUT, [value], token=token, done=partial(_answer_write, connection, request_id))
+        for request_id, tablet, key, value, token in zip(ids, numbers, keys, values, tokens, strict=True)
     ]
 
 

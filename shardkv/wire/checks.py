@@ -74,8 +74,7 @@ def check_write(write: Write, limits: Limits) -> None:
     count = len(write.keys)
     if not count:
         raise InvalidArgument("A write holds no operation.")
-    if write.token is not None:
-        _check_token(write.token)
+    check_token(write.token)
     if len(write.values) != count:
         raise InvalidArgument(f"A write has {count} keys and {len(write.values)} values.")
     if write.kinds != Kind.PUT:
@@ -88,7 +87,10 @@ def check_write(write: Write, limits: Limits) -> None:
         _check_ttl(write)
 
 
-def _check_token(token: Token) -> None:
+def check_token(token: Token | None) -> None:
+    """Raises InvalidArgument."""
+    if token is None:
+        return
     if len(token.lane) != TOKEN_LANE_BYTES or not 0 < token.number < 1 << 64:
         raise InvalidArgument(
             f"The token of a write is {TOKEN_LANE_BYTES} bytes and a number from 1 to 2**64 - 1, not "

@@ -525,7 +525,7 @@ def single_keys(requests: Sequence[Request]) -> list[bytes]:
 class PlainPut(msgspec.Struct, array_like=True, gc=False):
     """What most writes are: a `Write` of one put that asks for nothing else."""
 
-    token: None
+    token: Token | None
     conditions: None
     kinds: Literal[1]
     key: tuple[bytes]

@@ -18,6 +18,7 @@ on its way, and must not be made once its caller was told that it was refused. O
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -85,6 +86,20 @@ def judge(write: Write, token: Token, tablet: Tablet, made: Records) -> bool | S
         )
     _repeat(write, record)
     return True
+
+
+def all_new(writes: Iterable[tuple[int, Token]], tablets: Mapping[int, Tablet]) -> bool:
+    """Whether none of these writes, (tablet, token), was made or refused before, and no two are of one lane."""
+    seen: set[tuple[int, bytes]] = set()
+    count = 0
+    for number, (lane, place) in writes:
+        tablet = tablets.get(number)
+        record = None if tablet is None else _find(tablet.records, lane)
+        if record is not None and place <= record.number:
+            return False
+        seen.add((number, lane))
+        count += 1
+    return len(seen) == count
 
 
 def _find(records: Tablet | None, lane: bytes) -> Record | None:

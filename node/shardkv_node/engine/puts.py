@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardkv_node.engine.columns import NO_EXPIRY, PUT, SEQNO_MAX, make_version
-from shardkv_node.engine.entries import WRITE
+from shardkv_node.engine.entries import WRITE, Token
 from shardkv_node.engine.memtable import CELL_HEADER_BYTES, KEY_OVERHEAD_BYTES
 from shardkv_node.engine.tablet import Tablet
 
@@ -27,7 +27,7 @@ _PUT_STAMP = PUT << 64
 
 @dataclass(slots=True, eq=False)
 class Puts:
-    """One put for each index: no conditions, no expiry, no token, `existed` is not asked for. Checked by the caller."""
+    """One put for each index: no conditions, no expiry, `existed` is not asked for. Checked by the caller."""
 
     numbers: list[int]
     """Of the tablets."""
@@ -37,6 +37,8 @@ class Puts:
     """The same puts as single writes, which are answered one by one; then `done` is not called."""
     done: Callable[[Puts], None]
     """Called once all of them were applied."""
+    tokens: Sequence[Token | None] | None = None
+    """None: no put has one."""
 
     tablets: list[Tablet] = field(default_factory=list)
     """Given at sequencing, as are the versions."""

@@ -7,13 +7,13 @@ leaves no trace. All is judged against what is applied and what stands earlier i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, ShardUnavailable, StorageError
 from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
 from shardkv_node.engine.counting import Latest, add_up
-from shardkv_node.engine.dedupe import Records, judge, record_of, refusal_of, write_of
-from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.dedupe import Record, Records, all_new, judge, record_of, refusal_of, write_of
+from shardkv_node.engine.entries import Token, WriteEntry
 from shardkv_node.engine.puts import Puts, all_take, sequence_puts
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.write import Write
@@ -27,14 +27,27 @@ _Pending = dict[bytes, int]
 
 def taken_apart(writes: Sequence[Write | Puts], tablets: Mapping[int, Tablet]) -> Sequence[Write | Puts]:
     """The same writes in order. Puts stay together unless a write of the group is judged, by what stands before it, or
-    a tablet does not take them."""
+    a tablet does not take them, or some with tokens may have been made before."""
     together = [write for write in writes if isinstance(write, Puts)]
     if not together:
         return writes
     judging = any(not isinstance(write, Puts) and (write.want_existed or write.conditions) for write in writes)
-    if not judging and all(all_take(puts, tablets) for puts in together):
+    takes = not judging and all(all_take(puts, tablets) for puts in together)
+    if takes and (all(puts.tokens is None for puts in together) or all_new(_tokens_of(writes), tablets)):
         return writes
     return [one for write in writes for one in (write.apart() if isinstance(write, Puts) else (write,))]
+
+
+def _tokens_of(writes: Sequence[Write | Puts]) -> Iterator[tuple[int, Token]]:
+    """The tablet and token of each that has one."""
+    for write in writes:
+        if not isinstance(write, Puts):
+            if write.token is not None:
+                yield write.tablet, write.token
+        elif write.tokens is not None:
+            for number, token in zip(write.numbers, write.tokens, strict=True):
+                if token is not None:
+                    yield number, token
 
 
 def sequence(
@@ -57,12 +70,15 @@ def sequence(
     entries: list[WriteEntry | tuple[object, ...]] = []
     next_seqnos: dict[int, int] = {}
     tokens = judging = counting = False
-    if any(not isinstance(one, Puts) and (one.want_existed or one.conditions or one.token) for one in writes):
+    if any(
+        one.tokens if isinstance(one, Puts) else (one.want_existed or one.conditions or one.token) for one in writes
+    ):
         alone = [write for write in writes if not isinstance(write, Puts)]
         judging = any(write.want_existed or write.conditions for write in alone)
         counting = judging and any(write.add is not None for write in alone)
-        if tokens := any(write.token for write in alone):
-            make_records({write.tablet for write in alone if write.token})
+        tablets_with_tokens = {number for number, _ in _tokens_of(writes)}
+        if tokens := bool(tablets_with_tokens):
+            make_records(tablets_with_tokens)
     pending: dict[int, _Pending] = {}
     latest: dict[int, Latest] = {}
     records: dict[int, Records] = {}
@@ -70,6 +86,10 @@ def sequence(
         if isinstance(write, Puts):
             entries += sequence_puts(write, tablets, next_seqnos, term)
             accepted.append(write)
+            if write.tokens is not None:
+                for number, token, version in zip(write.numbers, write.tokens, write.versions, strict=True):
+                    if token is not None:
+                        records.setdefault(number, {})[token[0]] = Record(token[1], version, 1)
             continue
         number = write.tablet
         tablet = tablets.get(number)

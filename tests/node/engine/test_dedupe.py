@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -14,13 +14,14 @@ from shardkv.errors import ConditionFailed, InvalidArgument, InvalidNumber, Shar
 from shardkv.transport.server import DEADLINE_MS_MAX
 from shardkv_node.engine.columns import DELETE, PUT
 from shardkv_node.engine.dedupe import RETENTION_MS
+from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import InlineSyncer
 from shardkv_node.engine.tools.repair import repair_store
 from shardkv_node.engine.tools.stats import store_stats
 from shardkv_node.engine.tools.verify import verify_store
 from shardkv_node.engine.vfs import Vfs
-from shardkv_node.engine.write import Write
+from shardkv_node.engine.write import Group, Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
 from tests.node.engine.store_driver import STORE, TINY, commit, commit_write, open_store, scan
 from tests.node.engine.test_crash import SnapshotVfs
@@ -83,6 +84,42 @@ def test_a_write_that_comes_again_in_the_group_of_the_first_waits_for_it() -> No
     assert [write.values for write in writes] == [[b"1"], [b"1"], [b"2"], [b"1"], [b"3"]]
     assert outcome(writes[1]) == outcome(writes[0]) == outcome(writes[3])
     assert scan(store, tablet) == {b"n": b"3"} and store.stats()["writes"] == 3
+
+
+def test_puts_that_go_together_are_made_once_each() -> None:
+    vfs = CrashVfs()
+    store = open_store(vfs, replace(TINY, memtable_bytes_max=1 << 20))
+    tablets = [store.create_tablet(b"a"), store.create_tablet(b"b")]
+    lanes = [bytes([lane]) * 16 for lane in range(12)]
+    numbers = [tablets[place % 2] for place in range(12)]
+
+    def send(number: int, value: bytes, *, tokens: Sequence[int], again: Sequence[Write | Puts] = ()) -> Group:
+        asked = [(lanes[place], number) if place in tokens else None for place in range(12)]
+        keys = [b"k%02d" % place for place in range(12)]
+
+        def apart() -> list[Write]:
+            rows = zip(numbers, keys, asked, strict=True)
+            return [Write(tablet, [key], PUT, [value], token=token) for tablet, key, token in rows]
+
+        puts = Puts(numbers, keys, [value] * 12, apart=apart, done=lambda puts: None, tokens=asked)
+        group = store.log_group([puts, *again])
+        store.apply_group(group)
+        return group
+
+    first = send(1, b"first", tokens=range(3, 12))
+    assert isinstance(first.accepted[0], Puts) and len(first.accepted) == 3
+    put_alone = commit_write(store, Write(numbers[5], [b"k05"], PUT, [b"later"]))
+    again = send(1, b"again", tokens=range(3, 12))
+    versions = [write.version for write in again.repeated]
+    assert versions == first.accepted[0].versions[3:] and put_alone.version not in versions
+    assert {row[0]: row[1] for tablet in tablets for row in scan(store, tablet).items()} == {
+        **{b"k%02d" % place: b"again" for place in range(3)},
+        **{b"k%02d" % place: b"first" for place in range(3, 12)},
+        b"k05": b"later",
+    }
+    twice = [Write(numbers[4], [b"k04"], PUT, [b"other"], token=(lanes[4], 2))]
+    assert send(2, b"second", tokens=[4], again=twice).repeated == twice
+    assert store.get(numbers[4], b"k04") == b"second"
 
 
 def test_a_number_below_the_newest_of_its_lane_is_refused_and_never_made() -> None:
