@@ -170,7 +170,9 @@ class Peer:
         `deadline` is an absolute `loop.time()`; it is passed on, not enforced here. Before sending much ask `writable`.
         Raises UnavailableError when there is no connection.
         """
-        return self._wire_to_use().send(op, payload, on_reply, ctx, shard, epoch, deadline)
+        if self._wire is None:
+            raise self._not_connected()
+        return self._wire.send(op, payload, on_reply, ctx, shard, epoch, deadline)
 
     def send_run(self, requests: Sequence[Request], taker: RunTaker) -> int:
         """Send requests together; what comes of them goes to `taker`. They are given consecutive ids, and the first
@@ -178,12 +180,12 @@ class Peer:
 
         Raises UnavailableError when there is no connection.
         """
-        return self._wire_to_use().send_run(requests, taker)
-
-    def _wire_to_use(self) -> _Wire:
         if self._wire is None:
-            raise UnavailableError(f"There is no connection to {self.label}: {self.last_problem.message}")
-        return self._wire
+            raise self._not_connected()
+        return self._wire.send_run(requests, taker)
+
+    def _not_connected(self) -> UnavailableError:
+        return UnavailableError(f"There is no connection to {self.label}: {self.last_problem.message}")
 
     def forget(self, request_id: int) -> None:
         """The caller no longer wants the reply to this request."""
@@ -372,9 +374,9 @@ class _Wire(asyncio.Protocol):
         requests, self._outbox = self._outbox, []
         bytes_max = self._peer.limits.frame_bytes_max
         frames = encode_frames(self._peer.clock.tick(wall_ms()), requests, bytes_max)
-        if any(len(frame) > bytes_max + HEADER_BYTES for frame in frames):
+        if max(map(len, frames)) > bytes_max + HEADER_BYTES:
             frames = [frame for request in requests for frame in self._fitting(request, bytes_max)]
-        self._transport.write(b"".join(frames))
+        self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def _fitting(self, request: Request, bytes_max: int) -> list[bytes]:
         """The frame of one request; none when no frame holds it: the peer would end the connection for it."""

@@ -402,6 +402,9 @@ class Connection(asyncio.Protocol):
         share = len(body) // (len(requests) or 1)
         if self.peer is None and requests:
             self._take_hello(requests.pop(0))
+        if len(requests) == 1:
+            self._waiting.append((requests[0], self._deadline_in(requests[0].deadline_ms), share))
+            return
         deadlines = {left_ms: self._deadline_in(left_ms) for left_ms in {request.deadline_ms for request in requests}}
         self._waiting += [(request, deadlines[request.deadline_ms], share) for request in requests]
 
@@ -660,10 +663,10 @@ class Connection(asyncio.Protocol):
             return
         replies, self._replies = self._replies, []
         frames = self._frames(replies)
-        if any(len(frame) > self._limits.frame_bytes_max + HEADER_BYTES for frame in frames):
+        if max(map(len, frames)) > self._limits.frame_bytes_max + HEADER_BYTES:
             frames = [part for reply in replies for part in self._fitting(reply)]
         self._server.answered += len(replies)
-        data = b"".join(frames)
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
         self._sent_bytes += len(data)
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > self._limits.output_bytes_max + self._limits.frame_bytes_max:

@@ -36,6 +36,9 @@ class FrameDecoder:
         Raises FrameTooLarge when the next frame announces more than `body_bytes_max`; the stream is then lost.
         """
         if not self._buffer:
+            length = len(data) - HEADER_BYTES
+            if 0 <= length <= self.body_bytes_max and int.from_bytes(data[:HEADER_BYTES], "big") == length:
+                return [data[HEADER_BYTES:]]  # as it is mostly: just one frame
             bodies, at = self._cut(data)
             if at < len(data):
                 self._buffer += memoryview(data)[at:]
