@@ -21,6 +21,7 @@ from shardkv.errors import (
     StaleEpoch,
     WrongShard,
 )
+from shardkv.transport.server import Connection
 from shardkv.wire.messages import (
     Op,
     Read,
@@ -160,14 +161,16 @@ def test_a_read_whose_node_restarts_is_asked_again() -> None:
 @pytest.mark.parametrize("error", [WrongShard("Not mine."), StaleEpoch("Old."), Draining("Going.")])
 def test_a_refused_write_is_sent_again_until_it_is_taken(error: Exception) -> None:
     async def story() -> None:
+        def answers(node: Node, connection: Connection, request: Request) -> None:
+            (reply_ok if request.epoch == 2 else refuse(error))(node, connection, request)  # type: ignore[arg-type]
+
         node = Node("node-1")
-        node.answers = refuse(error)  # type: ignore[arg-type]
+        node.answers = answers
         async with router_world(node) as world:
             sent = world.send(Op.WRITE)
             await until(lambda: node.asked)
             await asyncio.sleep(0.01)
             assert not sent.answers
-            node.answers = reply_ok
             world.follow(epoch=2)
             assert not isinstance(await sent.answer(), Exception)
             assert node.asked[-1].epoch == 2
