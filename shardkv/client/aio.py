@@ -30,14 +30,16 @@ from shardkv.client.arguments import (
     to_timeout_s,
 )
 from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
-from shardkv.client.calls import Call, Lost, Outcome, State, raise_failure, settle
-from shardkv.client.connection import CTX, told_deadline_ms
+from shardkv.client.calls import Call, State, raise_failure, settle
+from shardkv.client.connection import CTX
 from shardkv.client.deadlines import Deadlines
 from shardkv.client.lanes import Lanes
 from shardkv.client.missing import PartialCount, PartialDict, wants_partial
+from shardkv.client.node_peers import NodePeers
 from shardkv.client.pool import closed_error, no_router_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
 from shardkv.client.scan_rows import AsyncScan, keys_of, pairs_of
+from shardkv.client.sent import Sent
 from shardkv.errors import InvalidArgument, ShardKVError, UnavailableError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.address import format_address
@@ -64,6 +66,7 @@ class AsyncClient(Generic[Out]):
         decode_responses: Literal[False] = ...,
         limits: Limits = ...,
         retry_writes: bool = ...,
+        direct: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -75,6 +78,7 @@ class AsyncClient(Generic[Out]):
         decode_responses: Literal[True],
         limits: Limits = ...,
         retry_writes: bool = ...,
+        direct: bool = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -85,6 +89,7 @@ class AsyncClient(Generic[Out]):
         decode_responses: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         retry_writes: bool = True,
+        direct: bool = False,
     ) -> None:
         self.keyspace = to_keyspace(keyspace)
         self._addresses = [format_address(*address) for address in to_addresses(addresses)]
@@ -96,6 +101,7 @@ class AsyncClient(Generic[Out]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._peer: Peer | None = None
         self._deadlines = Deadlines()
+        self._nodes = NodePeers(keyspace=self.keyspace, limits=limits, deadlines=self._deadlines) if direct else None
 
     # One key
 
@@ -442,11 +448,13 @@ class AsyncClient(Generic[Out]):
     # Life
 
     async def close(self) -> None:
-        """Close the connection. Calls made from now on raise ClientClosed; closing again does nothing."""
+        """Close the connections. Calls made from now on raise ClientClosed; closing again does nothing."""
         self._closed = True
         peer, self._peer = self._peer, None
         if peer is not None:
             await peer.close()
+        if self._nodes is not None and self._loop is _running():
+            await self._nodes.close()
         self._deadlines.close()
 
     async def __aenter__(self) -> Self:
@@ -499,7 +507,11 @@ class AsyncClient(Generic[Out]):
         raise_failure(calls)
 
     async def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
-        """Send the calls and settle them."""
+        """Send the calls, to nodes or to a router, and settle them."""
+        if self._nodes is not None and self._loop is _running():
+            calls = await self._nodes.exchange(calls, deadline)
+            if not calls:
+                return
         try:
             peer = self._connected_peer() or await self._connect(timeout_s, deadline)
         except ShardKVError as error:
@@ -508,16 +520,24 @@ class AsyncClient(Generic[Out]):
             return
         loop = _running()
         if len(calls) == 1:
-            only = _Sent(loop, peer, self._deadlines, calls[0], deadline)
+            (call,) = calls
+            only = Sent(loop, peer, self._deadlines, call.op, call.payload(), deadline)
             try:
-                settle(only.call, await only.answer)
+                settle(call, await only.answer)
             finally:
                 only.forget()
-            return
-        sent = [_Sent(loop, peer, self._deadlines, call, deadline) for call in calls]
+        else:
+            await self._exchange_several(loop, peer, calls, deadline)
+        if self._nodes is not None:
+            self._nodes.learn(peer)
+
+    async def _exchange_several(
+        self, loop: asyncio.AbstractEventLoop, peer: Peer, calls: Sequence[Call], deadline: float
+    ) -> None:
+        sent = [Sent(loop, peer, self._deadlines, call.op, call.payload(), deadline) for call in calls]
         try:
-            for one in sent:
-                settle(one.call, await one.answer)
+            for call, one in zip(calls, sent, strict=True):
+                settle(call, await one.answer)
         finally:
             for one in sent:
                 one.forget()
@@ -575,46 +595,6 @@ class AsyncClient(Generic[Out]):
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error()
-
-
-class _Sent:
-    """A call on its way: `answer` always ends, at the deadline at the latest."""
-
-    __slots__ = ("_deadlines", "_id", "_peer", "answer", "call")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, peer: Peer, deadlines: Deadlines, call: Call, deadline: float
-    ) -> None:
-        self.call = call
-        self.answer: asyncio.Future[Outcome] = loop.create_future()
-        self._peer = peer
-        self._deadlines = deadlines
-        self._id: int | None = None
-        now = loop.time()
-        told = now + told_deadline_ms(deadline - now) / 1000
-        try:
-            self._id = peer.send(call.op, call.payload(), on_reply=self._deliver, ctx=CTX, deadline=told)
-        except UnavailableError as error:
-            self.answer.set_result(Lost(error.message, sent=False))
-        else:
-            deadlines.watch(self, deadline)
-
-    def forget(self) -> None:
-        """No more interested in the answer, or it came."""
-        self._deadlines.forget(self)
-        if self._id is not None and not (self.answer.done() and not self.answer.cancelled()):
-            self._peer.forget(self._id)
-
-    def _deliver(self, reply: RawReply | ShardKVError) -> None:
-        if not self.answer.done():
-            self.answer.set_result(reply if isinstance(reply, RawReply) else Lost(reply.message, sent=True))
-
-    def time_out(self) -> None:
-        """As `Deadlines` tells it."""
-        if not self.answer.done():
-            self.answer.set_result(Lost(f"{self._peer.label} did not answer in time.", sent=True, timed_out=True))
-            if self._id is not None:
-                self._peer.forget(self._id)
 
 
 async def _paused(attempt: int | None, timeout_s: float, deadline: float, asked_s: float) -> bool:

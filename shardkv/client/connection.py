@@ -1,4 +1,4 @@
-"""One blocking connection to a router: requests out, replies matched by id back.
+"""One blocking connection to a router or node: requests out, replies matched by id back.
 
 Invariants: used by one thread at a time; after anything went wrong `usable` is False and it must be closed, so a late
 reply can never answer another request. An outcome says truthfully whether its request may have arrived: a frame that
@@ -50,6 +50,10 @@ def told_deadline_ms(left_s: float) -> int:
     return max(1, int(left_ms - min(left_ms / 3, ANSWER_MARGIN_MS)))
 
 
+Ask = tuple[Op, msgspec.Raw, int | None, int | None]
+"""An operation, its payload, and towards a node, unless the payload does, the shard and its epoch."""
+
+
 class Connection:
     """Connected, and its keyspace registered, once `open` returned."""
 
@@ -63,22 +67,39 @@ class Connection:
         self._clock = HybridClock()
         self._next_id = 1
         self._problem: ShardKVError | None = None
+        self._first, self._sent = 0, 0
+        self._ends: list[int] = []
+        self._failure: OSError | ShardKVError | None = None
+        """Of what is under way: the first id, how much was sent, where each request ends, what went wrong."""
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
     @classmethod
-    def open(cls, address: Address, *, me: Identity, keyspace: str, limits: Limits, deadline: float) -> Connection:
-        """Connect and introduce ourselves before `deadline` (monotonic). Raises OSError, ShardKVError."""
+    def open(
+        cls,
+        address: Address,
+        *,
+        me: Identity,
+        keyspace: str,
+        limits: Limits,
+        deadline: float,
+        expected: Identity | None = None,
+    ) -> Connection:
+        """Connect and introduce ourselves before `deadline` (monotonic). Raises OSError, ShardKVError.
+
+        `expected`: the node that must answer there; otherwise a router.
+        """
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         sock = socket.create_connection(address, timeout=left)
-        connection = cls(sock, f"router at {format_address(*address)}", limits)
+        who = f"{expected.role} {expected.name}" if expected is not None else "router"
+        connection = cls(sock, f"{who} at {format_address(*address)}", limits)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             hello = decode_hello(connection._introduce(Op.HELLO, raw(me.hello()), deadline))
-            check_hello(me, hello)
+            check_hello(me, hello, expected=expected)
             connection._introduce(Op.CONTEXT, raw(Context(CTX, keyspace, None, None)), deadline)
         except BaseException:
             connection.close()
@@ -96,12 +117,14 @@ class Connection:
         except OSError:
             return False
 
-    def ask(self, op: Op, payload: msgspec.Raw, deadline: float) -> Outcome:
-        """As `exchange`, for one request."""
+    def ask(
+        self, op: Op, payload: msgspec.Raw, deadline: float, shard: int | None = None, epoch: int | None = None
+    ) -> Outcome:
+        """As `exchange`, for one request; to a node it names a shard and its epoch."""
         request_id = self._next_id
         self._next_id = request_id + 1
         try:
-            frame = self._frame(request_id, op, payload, deadline)
+            frame = self._frame(request_id, op, payload, shard, epoch, deadline)
             sent = self._send(frame, deadline)
             while sent < len(frame):
                 sent += self._send(memoryview(frame)[sent:], deadline)
@@ -118,7 +141,7 @@ class Connection:
         connection is not usable any more."""
         request_id = self._next_id
         self._next_id = request_id + 1
-        frame = self._frame(request_id, op, payload, deadline)
+        frame = self._frame(request_id, op, payload, None, None, deadline)
         try:
             if self._sock.send(frame) == len(frame):
                 return request_id
@@ -146,34 +169,45 @@ class Connection:
 
         What the peer did or did not do is in the outcomes; nothing is raised for it.
         """
-        first = self._next_id
+        self.send([(op, payload, None, None) for op, payload in requests], deadline)
+        return self.receive(deadline)
+
+    def send(self, requests: Sequence[Ask], deadline: float) -> None:
+        """The first half of an exchange. Until `receive` has returned all answers the connection is not `usable`."""
+        self.usable = False
+        self._first, self._ends, self._sent, self._failure = self._next_id, [0] * len(requests), 0, None
         self._next_id += len(requests)
-        outcomes: dict[int, Outcome] = {}
-        ends: list[int] = []
-        sent = 0
         try:
-            frames = [self._frame(first + index, *request, deadline) for index, request in enumerate(requests)]
+            frames = [self._frame(self._first + index, *request, deadline) for index, request in enumerate(requests)]
             stream = memoryview(b"".join(frames))
-            ends = list(accumulate(map(len, frames)))
-            while sent < len(stream):
-                sent += self._send(stream[sent:], deadline)
-            while len(outcomes) < len(requests):
+            self._ends = list(accumulate(map(len, frames)))
+            while self._sent < len(stream):
+                self._sent += self._send(stream[self._sent :], deadline)
+        except (OSError, ShardKVError) as error:
+            self._failure = error
+
+    def receive(self, deadline: float) -> list[Outcome]:
+        """The second half: the outcomes of what was sent last."""
+        first, count = self._first, len(self._ends)
+        outcomes: dict[int, Outcome] = {}
+        try:
+            if self._failure is not None:
+                raise self._failure
+            while len(outcomes) < count:
                 self._receive(first, outcomes, deadline)
         except (OSError, ShardKVError) as error:
-            self.usable = False
             return [
-                outcomes.get(first + index)
-                or self._without_answer(error, handed_over=bool(ends) and sent >= ends[index])
-                for index in range(len(requests))
+                outcomes.get(first + index) or self._without_answer(error, handed_over=0 < end <= self._sent)
+                for index, end in enumerate(self._ends)
             ]
-        except BaseException:
-            self.usable = False
-            raise
-        return [outcomes[first + index] for index in range(len(requests))]
+        self.usable = True
+        return [outcomes[first + index] for index in range(count)]
 
-    def _frame(self, request_id: int, op: Op, payload: msgspec.Raw, deadline: float) -> bytes:
+    def _frame(
+        self, request_id: int, op: Op, payload: msgspec.Raw, shard: int | None, epoch: int | None, deadline: float
+    ) -> bytes:
         left_ms = told_deadline_ms(deadline - time.monotonic())
-        request = Request(request_id, op, CTX, None, None, left_ms, payload)
+        request = Request(request_id, op, CTX, shard, epoch, left_ms, payload)
         return encode_frame(encode_batch(self._clock.tick(_wall_ms()), [request]))
 
     def _send(self, data: bytes | memoryview, deadline: float) -> int:

@@ -1,4 +1,4 @@
-"""Connections to the routers, shared by the threads of one process.
+"""Connections to the routers, or to a node, shared by the threads of one process.
 
 Invariants: a connection is lent to one thread at a time; at most `size` exist, and who finds none free waits, within
 its deadline, instead of failing; a forked child never touches its parent's connections, it opens its own. One on which
@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from typing import Protocol
 
 from shardkv.client.backoff import CONNECT_NEEDS_S, pause_s
 from shardkv.client.connection import Connection
@@ -38,8 +39,7 @@ class Pool:
         self._turn = itertools.count(random.randrange(len(self._addresses)))
         self._closed = False
         self._start_empty()
-        _pools.add(self)
-        _watch_forks()
+        when_forked(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
@@ -172,7 +172,7 @@ class Pool:
                 try:
                     return self._open(address, deadline)
                 except OSError as error:
-                    reasons[format_address(*address)] = _reason(error)
+                    reasons[format_address(*address)] = reason_of(error)
                 except ShardKVError as error:
                     if not error.retriable:
                         raise
@@ -207,21 +207,29 @@ def no_router_error(reasons: dict[str, str], timeout_s: float) -> RouterUnavaila
     )
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+class Inherited(Protocol):
+    """What a forked child must not use as it is."""
+
+    def forget_inherited(self) -> None: ...
+
+
+_inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
 _forks_watched = False
 
 
-def _watch_forks() -> None:
+def when_forked(holder: Inherited) -> None:
+    """Call `forget_inherited` of it in every child that this process forks."""
     global _forks_watched
+    _inherited.add(holder)
     if not _forks_watched and hasattr(os, "register_at_fork"):
         _forks_watched = True
         os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def _forget_inherited() -> None:
-    for pool in list(_pools):
-        pool.forget_inherited()
+    for holder in list(_inherited):
+        holder.forget_inherited()

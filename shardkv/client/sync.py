@@ -31,6 +31,7 @@ from shardkv.client.backoff import answer_needs_s, pause_s, retry_after_s
 from shardkv.client.calls import Call, State, raise_failure, settle
 from shardkv.client.lanes import Lanes
 from shardkv.client.missing import PartialCount, PartialDict, wants_partial
+from shardkv.client.node_pools import NodePools
 from shardkv.client.pool import Pool, closed_error
 from shardkv.client.scan import ScanPlan, plan_range, plan_scan
 from shardkv.client.scan_rows import Scan, keys_of, pairs_of
@@ -53,6 +54,8 @@ class Client(Generic[Out]):
     connections of all threads together; calls wait for a free one. `limits`: when the cluster's are not the defaults.
     `retry_writes`: a write whose answer was lost is sent again, within its timeout, with a token by which the cluster
     makes it once; without, it raises OutcomeUnknown at once.
+    `direct`: reads and writes of keys go to the nodes themselves (up to `connections_max` connections to each), through
+    a router only when a node cannot be reached or its shards have moved; everything else through a router.
     """
 
     @overload
@@ -66,6 +69,7 @@ class Client(Generic[Out]):
         connections_max: int = ...,
         limits: Limits = ...,
         retry_writes: bool = ...,
+        direct: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -78,6 +82,7 @@ class Client(Generic[Out]):
         connections_max: int = ...,
         limits: Limits = ...,
         retry_writes: bool = ...,
+        direct: bool = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -89,6 +94,7 @@ class Client(Generic[Out]):
         connections_max: int = CONNECTIONS_MAX,
         limits: Limits = DEFAULT_LIMITS,
         retry_writes: bool = True,
+        direct: bool = False,
     ) -> None:
         if isinstance(connections_max, bool) or not isinstance(connections_max, int) or connections_max < 1:
             raise InvalidArgument(f"connections_max must be a whole number above 0, not {connections_max!r}.")
@@ -105,6 +111,7 @@ class Client(Generic[Out]):
             keyspace=self.keyspace,
             limits=limits,
         )
+        self._nodes = NodePools(keyspace=self.keyspace, limits=limits, size=connections_max) if direct else None
 
     # One key
 
@@ -444,6 +451,8 @@ class Client(Generic[Out]):
         """Close all connections. Calls made from now on raise ClientClosed; closing again does nothing."""
         self._closed = True
         self._pool.close()
+        if self._nodes is not None:
+            self._nodes.close()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -497,7 +506,11 @@ class Client(Generic[Out]):
         raise_failure(calls)
 
     def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
-        """Send the calls over one connection and settle them."""
+        """Send the calls, to nodes or over one connection to a router, and settle them."""
+        if self._nodes is not None:
+            calls = self._nodes.exchange(calls, timeout_s, deadline)
+            if not calls:
+                return
         try:
             connection = self._pool.acquire(timeout_s, deadline)
         except ShardKVError as error:
@@ -514,6 +527,8 @@ class Client(Generic[Out]):
             for call in calls:
                 if isinstance(call.error, Draining):
                     connection.usable = False
+            if self._nodes is not None:
+                self._nodes.learn(connection, deadline)
         finally:
             self._pool.release(connection)
 

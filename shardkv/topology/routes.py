@@ -19,12 +19,13 @@ _LOWEST: dict[Partition, TopologyBound] = {"hash": 0, "range": b""}
 class Routes:
     """The shards of a keyspace, and the addresses of the nodes that own them, as of a revision of the topology."""
 
-    __slots__ = ("addresses", "cluster_id", "revision", "view")
+    __slots__ = ("addresses", "cluster_id", "revision", "shards", "view")
 
     def __init__(self, cluster_id: str, revision: int, view: KeyspaceView, addresses: dict[str, str]) -> None:
         self.cluster_id = cluster_id
         self.revision = revision
         self.view = view
+        self.shards: dict[int, ShardDocument] = {shard.id: shard for shard in view.shards}
         self.addresses = addresses
         """HOST:PORT by the node's name; nodes that have none yet are not in it."""
 

@@ -30,7 +30,7 @@ class Expectation:
 
 
 class Writer(threading.Thread):
-    """Puts, deletes and batches on keys of its own until told to stop."""
+    """Puts, deletes and batches on keys of its own until told to stop. Every other one goes to the nodes directly."""
 
     def __init__(self, number: int, address: str | Sequence[str], seed: int, timeout_s: float = 10) -> None:
         super().__init__(daemon=True)
@@ -54,7 +54,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            with Client(self._address, timeout=self._timeout_s) as db:
+            with Client(self._address, timeout=self._timeout_s, direct=self.number % 2 == 1) as db:
                 while not self._ending.is_set():
                     self._step(db)
         except BaseException as error:

@@ -8,6 +8,7 @@ from typing import Any
 from shardkv import AsyncClient, Client
 
 FACES = ["sync", "async"]
+DIRECT_FACES = ["sync direct", "async direct"]
 
 
 class BlockingAsync:
@@ -67,4 +68,7 @@ class Blocking(Client):
 
 def open_face(face: str, address: Any, **options: Any) -> Any:
     """A client of that kind, as a context manager."""
-    return Blocking(address, **options) if face == "sync" else BlockingAsync(address, **options)
+    kind, _, direct = face.partition(" ")
+    if direct:
+        options["direct"] = True
+    return Blocking(address, **options) if kind == "sync" else BlockingAsync(address, **options)

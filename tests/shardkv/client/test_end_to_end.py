@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardkv import DeadlineExceeded, OutcomeUnknown, ShardUnavailable, UnknownKeyspace
-from tests.shardkv.client.faces import FACES, open_face
+from tests.shardkv.client.faces import DIRECT_FACES, FACES, open_face
 from tests.worlds.cluster import SMALL_ENGINE, ClusterWorld, cluster_world
 
 SHAPES = {
@@ -37,7 +37,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
-@pytest.fixture(params=FACES)
+@pytest.fixture(params=[*FACES, *DIRECT_FACES])
 def db(request: pytest.FixtureRequest, world: ClusterWorld):
     with open_face(request.param, world.address) as client:
         yield client
