@@ -60,6 +60,7 @@ class Shares:
 
     def read(self, connection: Connection, request: Request) -> None:
         asked: SharedRead = decode_shared_read(request.payload)
+        self._check_named(asked.shards)
         check_read(asked.keys, self._limits)
         reply = PartialReadReply([], [] if asked.want_versions else None, [], [])
         size_bytes = 0
@@ -80,6 +81,11 @@ class Shares:
             self._check_fits(end, size_bytes)
         connection.reply(request.id, reply, size_bytes=size_bytes)
 
+    def _check_named(self, shards: Sequence[tuple[int, int, int]]) -> None:
+        """Raises WrongShard for a request that names no shard anywhere."""
+        if not shards:
+            self._ownership.tablet_of(None, None)
+
     def _check_fits(self, count: int, size_bytes: int) -> None:
         if size_bytes > self._limits.frame_bytes_max:
             raise BatchTooLarge(
@@ -90,6 +96,7 @@ class Shares:
 
     def write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         asked: SharedWrite = decode_shared_write(request.payload)
+        self._check_named(asked.shards)
         check_write(asked, self._limits)
         if asked.conditions is not None or asked.kinds == Kind.INCR:
             raise InvalidArgument("A write with conditions, or an incr, is of one shard, and names it.")

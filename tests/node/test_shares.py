@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shardkv.errors import BatchTooLarge, InvalidArgument
+from shardkv.errors import BatchTooLarge, InvalidArgument, WrongShard
 from shardkv.limits import DEFAULT_LIMITS
 from shardkv.transport.admission import overloaded
 from shardkv.wire.messages import (
@@ -137,7 +137,7 @@ def test_a_shard_whose_write_is_not_taken_leaves_the_others_theirs(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "shards", [[], [(1, 1, 4)], [(1, 1, 6)], [(1, 1, 3), (1, 1, 2)], [(1, 1, 5), (2, 1, 0)], [(1, 1, 6), (2, 1, -1)]]
+    "shards", [[(1, 1, 4)], [(1, 1, 6)], [(1, 1, 3), (1, 1, 2)], [(1, 1, 5), (2, 1, 0)], [(1, 1, 6), (2, 1, -1)]]
 )
 def test_a_share_that_does_not_name_the_shard_of_each_key_is_refused(
     tmp_path: Path, shards: list[tuple[int, int, int]]
@@ -146,6 +146,14 @@ def test_a_share_that_does_not_name_the_shard_of_each_key_is_refused(
         assert isinstance(await read(world, shards), InvalidArgument)
         assert isinstance(await write(world, shards), InvalidArgument)
         assert [value for value, _ in await held(world, 1)] == [None] * 5
+
+    run(tmp_path, story)
+
+
+def test_a_request_that_names_no_shard_at_all_is_about_none_of_the_node_s(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        assert isinstance(await read(world, []), WrongShard)
+        assert isinstance(await write(world, []), WrongShard)
 
     run(tmp_path, story)
 
