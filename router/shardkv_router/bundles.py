@@ -80,12 +80,14 @@ class Bundle:
         self._connection.reply_together(replies, sum([len(reply.payload) for reply in replies]))
         for reply in refused:
             self._forwarder.answered(self._leave(reply.id - first), reply)
-        self._forwarder.noted(self, unanswered=self._left)
+        if not self._left:
+            self._forwarder.ended(self)
 
     def lost(self, request_id: int, error: ShardKVError) -> None:
         """A member will not be answered."""
         self._forwarder.answered(self._leave(request_id - self._first), error)
-        self._forwarder.noted(self, unanswered=self._left)
+        if not self._left:
+            self._forwarder.ended(self)
 
     def give_up(self) -> list[Part]:
         """What was not answered, as parts; its answers are no longer wanted."""

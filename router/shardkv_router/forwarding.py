@@ -1,5 +1,8 @@
 """Sending one shard's part of a request to the node that owns it, through restarts and changes of owner.
 
+What goes to one node at the same time may be sent together (`Together`: a bundle of requests, a share of one); whatever
+of it is not answered at the first asking becomes a part here.
+
 Invariants: a part ends exactly once, and shortly before its deadline at the latest, so that the caller hears which
 shard did not answer. It is sent again only when that is safe: it was never sent, the node refused it
 before applying it, it is a read, or it is a write with a token. A write that may have been applied ends, without an
@@ -201,10 +204,9 @@ class Forwarder:
         self._watch_the_clock()
         together.ask(peer, left_ms)
 
-    def noted(self, together: Together, *, unanswered: int) -> None:
-        """So much of it is still unanswered."""
-        if not unanswered:
-            self._sent.discard(together)
+    def ended(self, together: Together) -> None:
+        """Nothing of it is unanswered any more."""
+        self._sent.discard(together)
 
     def answered(self, part: Part, reply: RawReply | ShardKVError) -> None:
         """A part that was sent, alone or together with others, was answered so, or failed."""

@@ -99,7 +99,7 @@ class Share:
         return self._fall_apart(members)
 
     def _replied(self, reply: RawReply | ShardKVError) -> None:
-        self._forwarder.noted(self, unanswered=0)
+        self._forwarder.ended(self)
         members, self._members = self._members, []
         if isinstance(reply, RawReply) and reply.status == OK:
             self._take(members, reply.payload)
