@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 from time import monotonic
 
 from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
@@ -60,7 +61,7 @@ class Committer:
         self._on_fatal = on_fatal
         self._queue: deque[_Queued] = deque()
         self._queued = 0
-        """Writes in it, each put of a `Puts` for one."""
+        """Writes in it, each request of a `Puts` for one."""
         self._queued_bytes = 0
         self._busy = False
         self._form_due = False
@@ -78,22 +79,25 @@ class Committer:
 
         Raises Overloaded, and what the store refuses writes with.
         """
-        self._submit(write, (deadline,), WRITE_BYTES + OPERATION_BYTES * len(write.keys))
+        size = sum(map(len, write.values)) + sum(map(len, write.keys))
+        self._submit(write, (deadline,), size + WRITE_BYTES + OPERATION_BYTES * len(write.keys))
 
     def submit_puts(self, puts: Puts, deadlines: _Deadlines) -> None:
-        """As `submit`, for many puts, each with its deadline. What fails is told as the writes that `apart` makes.
+        """As `submit`, for many requests of puts, each with its deadline. What fails is told as the writes that `apart`
+        makes.
 
         Raises as `submit` does; then none is queued.
         """
-        self._submit(puts, deadlines, (WRITE_BYTES + OPERATION_BYTES) * len(puts))
+        lengths = [*map(len, chain.from_iterable(puts.keys))]
+        size = sum(map(len, chain.from_iterable(puts.values))) + sum(lengths)
+        self._submit(puts, deadlines, size + WRITE_BYTES * len(puts) + OPERATION_BYTES * len(lengths))
 
-    def _submit(self, write: Write | Puts, deadlines: _Deadlines, overhead_bytes: int) -> None:
+    def _submit(self, write: Write | Puts, deadlines: _Deadlines, size: int) -> None:
         refusal = self._store.write_refusal()
         if refusal is not None:
             if self._store.health.poisoned:
                 self._on_fatal(refusal)
             raise refusal
-        size = sum(map(len, write.values)) + sum(map(len, write.keys)) + overhead_bytes
         if self._queued_bytes >= self._standing_bytes_max or self._queued + len(deadlines) > self._standing_writes_max:
             self._mind_the_crowd(size)
         self._queue.append((write, deadlines, size))

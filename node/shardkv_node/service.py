@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -29,7 +30,6 @@ from shardkv.wire.messages import (
     Scan,
     ShardProblem,
     WriteReply,
-    WriteResult,
     decode_puts,
     decode_read,
     decode_reads,
@@ -58,7 +58,6 @@ TOGETHER_BYTES = 1024 * 1024
 """Reads are answered together up to about so many bytes of values."""
 
 _INCR = int(Kind.INCR)
-_APPLIED = bytes((WriteResult.APPLIED,))
 _NO_PROBLEMS: list[ShardProblem] = []
 
 
@@ -126,6 +125,11 @@ class NodeService:
 
     def _values(self, tablet: int, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
         """The values of `keys` and their bytes. Raises BatchTooLarge before they take more memory than a few frames."""
+        if len(keys) == 1:
+            value = self._store.get(tablet, keys[0])
+            size_bytes = len(value or b"")
+            self._check_fits(1, size_bytes)
+            return [value], size_bytes
         values: list[bytes | None] = []
         room, size_bytes, step = self._limits.frame_bytes_max, 0, READ_STEP_FIRST
         while len(values) < len(keys):
@@ -191,14 +195,21 @@ class NodeService:
     def write_together(
         self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
     ) -> bool:
-        """The server's quick way for plain puts of one key each; False: one of them is more than that, or refused."""
+        """The server's quick way for plain puts; False: one of them is more than that, or refused."""
         asked = decode_puts([one.payload for one in requests])
         if asked is None:
             return False
-        keys, values = [one.key[0] for one in asked], [one.value[0] for one in asked]
-        lengths = [*map(len, keys)]
-        longest, largest = self._limits.key_bytes_max, self._limits.value_bytes_max
-        if not min(lengths) or max(lengths) > longest or max(map(len, values)) > largest:
+        keys, values = [one.keys for one in asked], [one.values for one in asked]
+        counts, lengths = [*map(len, keys)], [*map(len, chain.from_iterable(keys))]
+        limits = self._limits
+        if (
+            not min(counts)
+            or not min(lengths)
+            or counts != [*map(len, values)]
+            or max(counts) > limits.operations_max
+            or max(lengths) > limits.key_bytes_max
+            or max(map(len, chain.from_iterable(values))) > limits.value_bytes_max
+        ):
             return False
         ids = [one.id for one in requests]
         tokens = [(one.token.lane, one.token.number) if one.token is not None else None for one in asked]
@@ -287,14 +298,14 @@ def _apart(
     connection: Connection,
     ids: list[int],
     numbers: list[int],
-    keys: list[bytes],
-    values: list[bytes],
+    keys: list[list[bytes]],
+    values: list[list[bytes]],
     tokens: list[Token | None],
 ) -> list[Write]:
     """Puts as single writes, each answered for itself."""
     return [
-        Write(tablet, [key], PUT, [value], token=token, done=partial(_answer_write, connection, request_id))
-        for request_id, tablet, key, value, token in zip(ids, numbers, keys, values, tokens, strict=True)
+        Write(tablet, its_keys, PUT, its_values, token=token, done=partial(_answer_write, connection, request_id))
+        for request_id, tablet, its_keys, its_values, token in zip(ids, numbers, keys, values, tokens, strict=True)
     ]
 
 
@@ -302,8 +313,8 @@ def _answer_puts(connection: Connection, ids: list[int], puts: Puts) -> None:
     """Tell that all of them were applied."""
     connection.reply_together(
         [
-            Reply(request_id, OK, WriteReply(_APPLIED, version, _NO_PROBLEMS))
-            for request_id, version in zip(ids, puts.versions, strict=True)
+            Reply(request_id, OK, WriteReply(bytes(len(keys)), version, _NO_PROBLEMS))
+            for request_id, keys, version in zip(ids, puts.keys, puts.versions, strict=True)
         ]
     )
 

@@ -523,13 +523,13 @@ def single_keys(requests: Sequence[Request]) -> list[bytes]:
 
 
 class PlainPut(msgspec.Struct, array_like=True, gc=False):
-    """What most writes are: a `Write` of one put that asks for nothing else."""
+    """What most writes are: a `Write` of puts that asks for nothing else."""
 
     token: Token | None
     conditions: None
     kinds: Literal[1]
-    key: tuple[bytes]
-    value: tuple[bytes]
+    keys: Column
+    values: Column
     want_existed: Literal[False]
     ttl_ms: None = None
 
@@ -538,7 +538,7 @@ _puts_decoder: msgspec.msgpack.Decoder[list[PlainPut]] = msgspec.msgpack.Decoder
 
 
 def decode_puts(payloads: Sequence[msgspec.Raw]) -> list[PlainPut] | None:
-    """The payloads of up to 65,535 writes, decoded in one go; None when one of them is not a plain put."""
+    """The payloads of up to 65,535 writes, decoded in one go; None when one of them is more than plain puts."""
     try:
         return _puts_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
     except UNDECODABLE:

@@ -64,7 +64,7 @@ class World:
         def done(puts: Puts) -> None:
             self.ended += [replace(write, applied=True) for write in puts.apart()]
 
-        puts = Puts([self.tablet] * len(keys), list(keys), [b"v"] * len(keys), apart=apart, done=done)
+        puts = Puts([self.tablet] * len(keys), [[key] for key in keys], [[b"v"]] * len(keys), apart=apart, done=done)
         self.committer.submit_puts(puts, deadlines or [None] * len(keys))
 
     def fates(self) -> list[tuple[bytes, bool | type[Exception]]]:

@@ -173,6 +173,10 @@ def test_writes_that_arrive_together_are_answered_as_each_alone(tmp_path: Path) 
                 (put(b""), 1, 1), (put(b"k" * 100_000), 1, 1), (put(b"k1", ttl_ms=10**9), 1, 1),
                 (put(b"k1"), 9, 1), (put(b"k1"), 1, 2), (put(b"k1", b"v" * (17 << 20)), 1, 1),
                 (Write(None, None, 7, [b"k1"], [b"v"], False), 1, 1), (Write(None, None, 1, [b"k1"], [], False), 1, 1),
+                (Write(None, None, 1, [b"k1", b"k2"], [b"v", b"w"], False), 1, 1),
+                (Write(None, None, 1, [b"k1", b""], [b"v", b"w"], False), 1, 1),
+                (Write(None, None, 1, [b"k1", b"k2"], [b"v"], False), 1, 1),
+                (Write(None, None, 1, [b"k1", b"k2"] * 5001, [b"v"] * 10_002, False), 1, 1),
                 (Write(None, None, 2, [b"k1"], [b""], True), 1, 1), (Write(None, None, 1, [], [], False), 1, 1),
                 (Write(None, Conditions([b"none"], [77]), 1, [b"k1"], [b"v"], False), 1, 1),
             ]  # fmt: skip

@@ -87,9 +87,11 @@ def sequence(
             entries += sequence_puts(write, tablets, next_seqnos, term)
             accepted.append(write)
             if write.tokens is not None:
-                for number, token, version in zip(write.numbers, write.tokens, write.versions, strict=True):
+                for number, token, version, keys in zip(
+                    write.numbers, write.tokens, write.versions, write.keys, strict=True
+                ):
                     if token is not None:
-                        records.setdefault(number, {})[token[0]] = Record(token[1], version, 1)
+                        records.setdefault(number, {})[token[0]] = Record(token[1], version, len(keys))
             continue
         number = write.tablet
         tablet = tablets.get(number)

@@ -101,7 +101,7 @@ def test_puts_that_go_together_are_made_once_each() -> None:
             rows = zip(numbers, keys, asked, strict=True)
             return [Write(tablet, [key], PUT, [value], token=token) for tablet, key, token in rows]
 
-        puts = Puts(numbers, keys, [value] * 12, apart=apart, done=lambda puts: None, tokens=asked)
+        puts = Puts(numbers, [[key] for key in keys], [[value]] * 12, apart=apart, done=lambda puts: None, tokens=asked)
         group = store.log_group([puts, *again])
         store.apply_group(group)
         return group
@@ -422,3 +422,25 @@ def run_callers(vfs: CrashVfs, made: list[Callers]) -> None:
     callers = Callers(open_store(vfs, OPTIONS))
     made.append(callers)
     callers.run(40)
+
+
+def test_of_requests_of_several_puts_that_go_together_each_is_made_once() -> None:
+    store = open_store(CrashVfs(), replace(TINY, memtable_bytes_max=1 << 20))
+    tablet = store.create_tablet(b"t")
+    keys, tokens = [[b"a", b"b"], [b"c"]], [(LANE, 1), (OTHER, 1)]
+    values = [[b"1"] * len(its) for its in keys]
+
+    def apart() -> list[Write]:
+        rows = zip(keys, values, tokens, strict=True)
+        return [Write(tablet, its_keys, PUT, its_values, token=token) for its_keys, its_values, token in rows]
+
+    puts = Puts([tablet] * 2, keys, values, apart=apart, done=lambda puts: None, tokens=tokens)
+    group = store.log_group([puts])
+    store.apply_group(group)
+    assert group.accepted[0] is puts
+    again = store.log_group(apart())
+    store.apply_group(again)
+    assert [write.version for write in again.repeated] == puts.versions
+    other = Write(tablet, [b"a", b"b", b"c"], PUT, [b"2"] * 3, token=(LANE, 1))
+    assert isinstance(commit_write(store, other).error, InvalidArgument)
+    assert scan(store, tablet) == {b"a": b"1", b"b": b"1", b"c": b"1"}

@@ -18,8 +18,8 @@ from tests.node.engine.store_driver import TINY, commit, open_store, scan
 
 ROOMY = replace(TINY, memtable_bytes_max=1 << 20)
 
-Put = tuple[int, bytes, bytes]
-"""Tablet, key, value."""
+Put = tuple[int, list[bytes], list[bytes]]
+"""A request: tablet, keys, values."""
 
 
 class Told:
@@ -34,7 +34,11 @@ class Told:
 
 def singles(asked: list[Put], told: Told | None = None) -> list[Write]:
     done = None if told is None else told.alone.append
-    return [Write(tablet, [key], PUT, [value], done=done) for tablet, key, value in asked]
+    return [Write(tablet, keys, PUT, values, done=done) for tablet, keys, values in asked]
+
+
+def put(tablet: int, key: bytes, value: bytes) -> Put:
+    return tablet, [key], [value]
 
 
 def through(store: Store, writes: list[Write | Puts]) -> Group:
@@ -45,9 +49,12 @@ def through(store: Store, writes: list[Write | Puts]) -> Group:
 
 
 def random_puts(chance: random.Random, tablets: int) -> list[Put]:
-    return [
-        (chance.randint(1, tablets), b"k%02d" % chance.randrange(40), b"v" * chance.randrange(50)) for _ in range(20)
-    ]
+    asked = []
+    for _ in range(20):
+        count = chance.choice((1, 1, 1, 2, 5))
+        keys = [b"k%02d" % chance.randrange(40) for _ in range(count)]
+        asked.append((chance.randint(1, tablets), keys, [b"v" * chance.randrange(50) for _ in keys]))
+    return asked
 
 
 def state(store: Store, tablets: int) -> list[object]:
@@ -80,7 +87,7 @@ def test_together_and_alone_leave_the_same_behind(
             assert state(together, tablets) == state(alone, tablets)
         for store in (together, alone):
             commit(store, 1, [(b"k07", None)])
-            store.get(1, asked[0][1])
+            store.get(1, asked[0][1][0])
     assert state(together, tablets) == state(alone, tablets)
     assert together.stats()["writes"] == alone.stats()["writes"]
     opened = open_store(disks[0].crash(keep_everything), options)  # type: ignore[arg-type]
@@ -89,7 +96,7 @@ def test_together_and_alone_leave_the_same_behind(
 
 def test_the_memory_they_take_is_counted() -> None:
     store, other = open_store(CrashVfs(), ROOMY), open_store(CrashVfs(), ROOMY)
-    asked = [(1, b"%d" % number, b"v" * 100) for number in range(50)]
+    asked = [put(1, b"%d" % number, b"v" * 100) for number in range(50)] + [(1, [b"a", b"b"], [b"v", b"w"])]
     for one in (store, other):
         one.create_tablet(b"t")
     for _ in range(3):
@@ -101,9 +108,9 @@ def test_the_memory_they_take_is_counted() -> None:
 def test_a_snapshot_keeps_what_was_there_before_them() -> None:
     store = open_store(CrashVfs(), ROOMY)
     tablet = store.create_tablet(b"t")
-    through(store, [Told([(tablet, b"a", b"1")]).puts])
+    through(store, [Told([put(tablet, b"a", b"1")]).puts])
     snapshot = store.snapshot([tablet])
-    through(store, [Told([(tablet, b"a", b"2"), (tablet, b"b", b"2")]).puts])
+    through(store, [Told([put(tablet, b"a", b"2"), put(tablet, b"b", b"2")]).puts])
     assert [snapshot.get(tablet, key) for key in (b"a", b"b")] == [b"1", None]
     assert [store.get(tablet, key) for key in (b"a", b"b")] == [b"2", b"2"]
     snapshot.close()
@@ -112,10 +119,10 @@ def test_a_snapshot_keeps_what_was_there_before_them() -> None:
 def test_a_row_read_from_a_table_and_put_again_reads_as_put() -> None:
     store = open_store(CrashVfs(), ROOMY)
     tablet = store.create_tablet(b"t")
-    through(store, [Told([(tablet, b"a", b"1")]).puts])
+    through(store, [Told([put(tablet, b"a", b"1")]).puts])
     store.flush()
     assert [store.get(tablet, b"a") for _ in range(3)] == [b"1"] * 3
-    through(store, [Told([(tablet, b"a", b"2"), (tablet, b"b", b"2")]).puts])
+    through(store, [Told([put(tablet, b"a", b"2"), put(tablet, b"b", b"2")]).puts])
     assert store.get(tablet, b"a") == b"2"
 
 
@@ -123,7 +130,7 @@ def test_only_the_puts_of_a_tablet_that_takes_none_are_refused() -> None:
     store = open_store(CrashVfs(), ROOMY)
     fenced, open_one = store.create_tablet(b"1"), store.create_tablet(b"2")
     store.fence_tablet(fenced)
-    told = Told([(fenced, b"a", b"1"), (open_one, b"a", b"1"), (99, b"a", b"1"), (open_one, b"b", b"1")])
+    told = Told([put(fenced, b"a", b"1"), put(open_one, b"a", b"1"), put(99, b"a", b"1"), put(open_one, b"b", b"1")])
     through(store, [told.puts])
     assert not told.together
     assert [write.applied for write in told.alone] == [False, True, False, True]
@@ -134,9 +141,9 @@ def test_only_the_puts_of_a_tablet_that_takes_none_are_refused() -> None:
 def test_a_write_that_is_judged_sees_the_puts_before_it_in_its_group() -> None:
     store = open_store(CrashVfs(), ROOMY)
     tablet = store.create_tablet(b"t")
-    told = Told([(tablet, b"a", b"1"), (tablet, b"b", b"1")])
+    told = Told([put(tablet, b"a", b"1"), put(tablet, b"b", b"1")])
     delete = Write(tablet, [b"a", b"c"], DELETE, [b"", b""], want_existed=True)
-    late = Told([(tablet, b"a", b"2"), (tablet, b"c", b"2")])
+    late = Told([put(tablet, b"a", b"2"), put(tablet, b"c", b"2")])
     absent = Write(tablet, [b"c"], PUT, [b"3"], conditions=[(b"c", 0)])
     through(store, [told.puts, delete, late.puts, absent])
     assert delete.existed == [True, False] and absent.error is not None
