@@ -278,6 +278,38 @@ def test_both_halves_of_a_split_know_what_the_whole_has_made(*, by_token: bool) 
     assert verify_store(vfs, STORE).problems == []
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_crash_in_a_split_leaves_the_records_with_the_whole_or_with_both_halves(*, by_token: bool) -> None:
+    crashes: list[CrashVfs] = []
+    watching = []
+
+    def look(vfs: SnapshotVfs) -> None:
+        if watching:
+            crashes.append(vfs.crash(keep_some(vfs.operations, 50)))
+
+    vfs = SnapshotVfs(look)
+    store = open_store(vfs)
+    whole = store.create_tablet(b"whole")
+    commit(store, whole, [(b"k%02d" % number, b"v") for number in range(40)])
+    commit_write(store, incr(whole, 1))
+    watching.append(True)
+    if by_token:
+        assert isinstance(store.split_tablet_by_token(whole, MIDDLE, (b"left", b"right")).outcome, tuple)
+    else:
+        store.flush()
+        store.split_tablet(whole, b"k20", (b"left", b"right"))
+    store.request_compaction()
+    found = set()
+    for after in crashes:
+        store = open_store(after)
+        found.add(tuple(store.tablets.values()))
+        for tablet in store.tablets:
+            assert outcome(commit_write(store, incr(tablet, 1)))[2] == [b"1"]
+        store.close()
+        assert verify_store(after, STORE).problems == []
+    assert found == {(b"whole",), (b"left", b"right")}
+
+
 def test_a_split_by_token_waits_for_records_that_came_without_a_row() -> None:
     store = open_store(CrashVfs())
     whole = store.create_tablet(b"whole")
