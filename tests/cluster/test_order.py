@@ -82,8 +82,8 @@ def test_on_an_ordered_connection_each_request_sees_those_before_it(world: Clust
     payloads = dict(replies)
     for number in range(ROUNDS):
         value = b"%d" % number
-        assert payloads[4 * number + 1] == [[value]]
-        assert payloads[4 * number + 3] == [[value, value]]
+        assert payloads[4 * number + 1][0] == [value]
+        assert payloads[4 * number + 3][0] == [value, value]
     assert payloads[4 * ROUNDS][:2] == [[b"a", b"b"], [value, value]]
     on_a = [index for index, _ in replies if index % 4 < 2]
     assert on_a == sorted(on_a), "replies to one key keep the order of the requests"
