@@ -134,7 +134,11 @@ class NodePools:
             for leg in legs:
                 legs_by_node.setdefault(leg.node, []).append(leg)
         if asked:
-            _ask(legs_by_node, pools, timeout_s, deadline)
+            if len(legs_by_node) == len(asked) == 1:
+                ((leg,),) = legs_by_node.values()
+                _ask_one(leg, pools[leg.node], timeout_s, deadline)
+            else:
+                _ask(legs_by_node, pools, timeout_s, deadline)
             refused = left_for_router(asked)
             if refused:
                 self._stale = True
@@ -193,6 +197,20 @@ class NodePools:
                 )
             pools[node] = pool
         return pools
+
+
+def _ask_one(leg: Leg, pool: NodePool, timeout_s: float, deadline: float) -> None:
+    """As `_ask`, for the one request that most calls are."""
+    try:
+        connection = pool.acquire(timeout_s, deadline)
+    except ShardKVError as error:
+        leg.deliver(_not_reached(pool, error))
+        return
+    try:
+        op, payload, shard, epoch = leg.ask
+        leg.deliver(connection.ask(op, payload, deadline, shard, epoch))
+    finally:
+        pool.release(connection)
 
 
 def _ask(legs_by_node: dict[str, list[Leg]], pools: Pools, timeout_s: float, deadline: float) -> None:
