@@ -82,7 +82,7 @@ def recover(vfs: Vfs, directory: str, *, now_hlc: int, random_bytes: Callable[[i
         raise Corruption("A store without its manifest", path=current, offset=0, expected="a file", got="no file")
     state, torn = read_manifest(vfs, directory, read_current(vfs, directory), store_id)
     report.torn_tails += [torn] if torn is not None else []
-    require_tables(vfs, directory, state)
+    require_files(vfs, directory, state, torn)
     replay = Replay(vfs, directory, state, report)
     replay.run()
     log = _continue_log(vfs, directory, replay, max(now_hlc, replay.hlc + 1))
@@ -126,16 +126,10 @@ class Replay:
         self._report.segments = len(numbers)
 
     def _segment_numbers(self) -> list[int]:
-        """The needed segments, checked to be without a gap."""
+        """The needed segments. Requires: there is no gap, see `require_files`."""
         names = self._vfs.list(filenames.wal_directory(self._directory))
         first = self._state.first_segment
-        present = sorted(n for n in map(filenames.parse_segment_name, names) if n is not None and n >= first)
-        needed = list(range(first, present[-1] + 1)) if present else [first] * (self._state.term > 0)
-        missing = sorted(set(needed) - set(present))
-        if missing:
-            path = filenames.segment_path(self._directory, missing[0])
-            raise Corruption("A log segment is missing", path=path, offset=0, expected="a file", got="no file")
-        return needed
+        return sorted(n for n in map(filenames.parse_segment_name, names) if n is not None and n >= first)
 
     def _open(self, number: int, end: int | None) -> SegmentReader[Entry]:
         path = filenames.segment_path(self._directory, number)
@@ -250,13 +244,39 @@ def _continue_log(vfs: Vfs, directory: str, replay: Replay, hlc: int) -> LogWrit
     )
 
 
-def require_tables(vfs: Vfs, directory: str, state: ManifestState) -> None:
-    """Raise `Corruption` when a table the manifest names is not there."""
-    present = set(vfs.list(filenames.table_directory(directory)))
-    missing = sorted(state.table_names() - present)
+def require_files(vfs: Vfs, directory: str, state: ManifestState, torn: TornTail | None) -> None:
+    """Raise `Corruption` when a table or segment that the state needs is not there.
+
+    `torn`: the torn tail of its manifest. Files are deleted only after the edit that makes them unneeded is on disk:
+    where such an edit may have been, it is the manifest that is damaged.
+    """
+    missing = missing_files(vfs, directory, state)
+    if missing and torn is not None:
+        raise Corruption(
+            "The manifest ends too early",
+            path=torn.path,
+            offset=torn.offset,
+            expected=f"the edits that made {os.path.relpath(missing[0], directory)} unneeded",
+            got=torn.problem,
+        )
     if missing:
-        path = filenames.table_path(directory, missing[0])
-        raise Corruption("A table is missing", path=path, offset=0, expected="a file", got="no file")
+        is_table = filenames.parse_table_name(os.path.basename(missing[0])) is not None
+        what = "A table is missing" if is_table else "A log segment is missing"
+        raise Corruption(what, path=missing[0], offset=0, expected="a file", got="no file")
+
+
+def missing_files(vfs: Vfs, directory: str, state: ManifestState) -> list[str]:
+    """Paths of the tables, then of the log segments, that the state needs and that are not there."""
+    present = [_names(vfs, folder(directory)) for folder in (filenames.table_directory, filenames.wal_directory)]
+    numbers = {number for number in map(filenames.parse_segment_name, present[1]) if number is not None}
+    first = state.first_segment
+    last = max([first - (state.term == 0), *numbers])
+    missing = [filenames.table_path(directory, name) for name in sorted(state.table_names().difference(present[0]))]
+    return missing + [filenames.segment_path(directory, n) for n in range(first, last + 1) if n not in numbers]
+
+
+def _names(vfs: Vfs, folder: str) -> list[str]:
+    return vfs.list(folder) if vfs.exists(folder) else []
 
 
 def sweep(vfs: Vfs, directory: str, state: ManifestState, manifest_number: int) -> list[str]:

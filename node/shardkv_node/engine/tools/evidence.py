@@ -1,7 +1,8 @@
 """What is still known of a damaged store: its identity, its tablets, and which files hold their rows.
 
-A manifest that can be read whole is believed. From a damaged one every readable edit is gathered: labels, drops, the
-tables that were replaced; then all other tables and log segments on disk count, because nothing says which do not.
+A manifest that can be read whole is believed, unless the files beside it show that it was cut off. From a damaged one
+every readable edit is gathered: labels, drops, the tables that were replaced; then all other tables and log segments on
+disk count, because nothing says which do not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from shardkv_node.engine import filenames
 from shardkv_node.engine.entries import WriteEntry
 from shardkv_node.engine.identity import read_identity
 from shardkv_node.engine.log_format import MANIFEST_MAGIC
-from shardkv_node.engine.log_reader import ENTRY_DECODER
+from shardkv_node.engine.log_reader import ENTRY_DECODER, TornTail
 from shardkv_node.engine.manifest import (
     CreatedEdit,
     DroppedEdit,
@@ -29,7 +30,9 @@ from shardkv_node.engine.manifest import (
     read_current,
     read_manifest,
 )
+from shardkv_node.engine.recovery import missing_files
 from shardkv_node.engine.table_meta import TableMeta
+from shardkv_node.engine.tools.cut_manifest import edit_groups, tablets_gone, unnamed_tables, why_cut_off
 from shardkv_node.engine.tools.damage import Damage, damage_of
 from shardkv_node.engine.tools.places import segment_numbers, table_names
 from shardkv_node.engine.tools.walk_log import EDIT_DECODER, LogWalk, WalkedGroup
@@ -66,15 +69,34 @@ class Evidence:
     next_tablet: int
     manifest_whole: bool
     losses: list[Damage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was left out and is no loss, in sentences."""
 
 
 def gather(vfs: Vfs, store: str) -> Evidence:
     """Read what there is. Raises `UnsupportedFormat`, and `Corruption` when nothing says which store this is."""
     losses: list[Damage] = []
     store_id = _store_id(vfs, store, losses)
-    state = _whole_manifest(vfs, store, store_id, losses)
-    if state is None:
-        return _from_pieces(vfs, store, store_id, losses)
+    whole = _whole_manifest(vfs, store, store_id, losses)
+    if whole is None:
+        return _from_pieces(vfs, store, store_id, losses, set())
+    number, state, torn = whole
+    why = why_cut_off(vfs, store, number, state, torn)
+    if why is not None:
+        path = filenames.manifest_path(store, number)
+        offset = torn.offset if torn is not None else vfs.size(path)
+        losses.append(Damage(path, offset, 0, f"the manifest ends too early: {why}", "the edits behind it"))
+        return _from_pieces(vfs, store, store_id, losses, tablets_gone(vfs, store, number))
+    missing = missing_files(vfs, store, state)
+    gone = filenames.segment_path(store, state.first_segment)
+    losses += [Damage(gone, 0, 0, "the log segment is missing", "the writes in it")] if gone in missing else []
+    found = _from_state(vfs, store, store_id, state, losses)
+    if torn is not None:
+        found.notes.append(_torn_note(torn, unnamed_tables(vfs, store, number)))
+    return found
+
+
+def _from_state(vfs: Vfs, store: str, store_id: bytes, state: ManifestState, losses: list[Damage]) -> Evidence:
     return Evidence(
         store_id=store_id,
         tablets={
@@ -121,7 +143,10 @@ def _store_id(vfs: Vfs, store: str, losses: list[Damage]) -> bytes:
     return seen.most_common(1)[0][0]
 
 
-def _whole_manifest(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]) -> ManifestState | None:
+def _whole_manifest(
+    vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]
+) -> tuple[int, ManifestState, TornTail | None] | None:
+    """Number, state and torn tail of the manifest in force."""
     path = filenames.current_path(store)
     try:
         number = read_current(vfs, store)
@@ -133,7 +158,7 @@ def _whole_manifest(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage])
         number = numbers[-1]  # the newest: an older one is removed when the next is in force
     path = filenames.manifest_path(store, number)
     try:
-        return read_manifest(vfs, store, number, store_id)[0]
+        return number, *read_manifest(vfs, store, number, store_id)
     except UnsupportedFormat:
         raise
     except (Corruption, StoreMismatch) as error:
@@ -141,13 +166,25 @@ def _whole_manifest(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage])
         return None
 
 
-def _from_pieces(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage]) -> Evidence:
-    found = Evidence(store_id, {}, set(), segment_numbers(vfs, store), 0, 1, 1, manifest_whole=False, losses=losses)
+def _torn_note(torn: TornTail, unnamed: list[str]) -> str:
+    note = (
+        f"{torn.path} had a torn tail at offset {torn.offset}: {torn.bytes} bytes that nothing acted on yet, and that "
+        "are dropped as an open would."
+    )
+    if unnamed:
+        note += (
+            f" {len(unnamed)} tables it does not name are left out: what they hold is in the log and in other tables, "
+            "unless a tablet was being imported."
+        )
+    return note
+
+
+def _from_pieces(vfs: Vfs, store: str, store_id: bytes, losses: list[Damage], dropped: set[int]) -> Evidence:
+    found = Evidence(store_id, {}, dropped, segment_numbers(vfs, store), 0, 1, 1, manifest_whole=False, losses=losses)
     known: _Known = {}
     for number in manifest_numbers(vfs, store):
-        walk = LogWalk(vfs, filenames.manifest_path(store, number), decoder=EDIT_DECODER, magic=MANIFEST_MAGIC)
-        for step in walk.steps():
-            for edit in step.entries if isinstance(step, WalkedGroup) else ():
+        for edits in edit_groups(vfs, store, number):
+            for edit in edits:
                 _note_edit(found, edit)
                 _note_users(known, edit)
     for name in table_names(vfs, store):

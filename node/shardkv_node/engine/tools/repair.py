@@ -295,6 +295,7 @@ def _require_space(vfs: Vfs, store: str, target: str, evidence: Evidence) -> Non
 
 
 def _warn(evidence: Evidence, report: RepairReport) -> None:
+    report.warnings += evidence.notes
     if any(loss.lost or "missing" in loss.problem for loss in report.losses):
         report.warnings.append(
             "Where a lost row was newer than one that was saved, the older one, or a key that was deleted, may be "

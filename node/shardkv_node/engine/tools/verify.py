@@ -20,6 +20,7 @@ from shardkv_node.engine.manifest import ManifestState, read_current, read_manif
 from shardkv_node.engine.recovery import RecoveryReport, Replay
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.table_reader import Table
+from shardkv_node.engine.tools.cut_manifest import why_cut_off
 from shardkv_node.engine.tools.damage import Damage, damage_of
 from shardkv_node.engine.tools.places import Kind, segment_numbers, table_names
 from shardkv_node.engine.tools.walk_log import EDIT_DECODER, LogWalk
@@ -92,6 +93,7 @@ class _StoreCheck:
         self._store = store
         self._progress = progress
         self._report = VerifyReport()
+        self._cut_off = False
 
     def run(self) -> VerifyReport:
         report, vfs, store = self._report, self._vfs, self._store
@@ -131,7 +133,15 @@ class _StoreCheck:
         found = _try(
             self._report, path, lambda: read_manifest(self._vfs, self._store, number, store_id or header.store_id)
         )
-        return None if found is None else found[0]
+        if found is None:
+            return None
+        state, torn = found
+        why = why_cut_off(self._vfs, self._store, number, state, torn)
+        if why is not None:
+            self._cut_off = True
+            offset = torn.offset if torn is not None else self._vfs.size(path)
+            self._report.problems.append(Damage(path, offset, 0, f"the manifest ends too early: {why}"))
+        return state
 
     def _check_log(self, state: ManifestState | None) -> bool:
         """Check the segments that are needed, or all when that is not known. True when nothing is wrong."""
@@ -170,9 +180,9 @@ class _StoreCheck:
             metas = {m.file_name: m for tablet in state.tablets.values() for level in tablet.levels for m in level}
             orphans = sorted(present - metas.keys())
             if orphans:
+                fate = "for `repair` to use" if self._cut_off else "which the next open removes"
                 self._report.notes.append(
-                    f"{len(orphans)} tables that nothing refers to, which the next open removes: "
-                    f"{', '.join(orphans[:5])}"
+                    f"{len(orphans)} tables that nothing refers to, {fate}: {', '.join(orphans[:5])}"
                 )
         for name, meta in metas.items():
             path = filenames.table_path(self._store, name)

@@ -14,6 +14,7 @@ from shardkv_node.engine.log_format import HEADER_BYTES
 from shardkv_node.engine.tools.repair import RepairReport, put_in_place, repair_store
 from shardkv_node.engine.tools.verify import verify_store
 from shardkv_node.engine.vfs import OsVfs, ReadableFile, storage_error
+from tests.node.engine.store_driver import commit
 from tests.node.engine.tools.stores import SMALL, Made, copy_of, flip, image, make_store, open_at, rows_of, share_files
 
 VFS = OsVfs()
@@ -135,6 +136,44 @@ def test_a_manifest_damaged_at_its_end_still_gives_labels_and_every_row(made: Ma
     store = open_at(target)
     assert store.tablets == {1: b"default", 2: b"7"}
     store.close()
+    assert rows_of(target) == made.rows
+
+
+def test_a_manifest_that_ends_before_a_tablet_was_created_is_not_believed(tmp_path: Path) -> None:
+    """At the end of a group: there is no torn tail. Only the log knows the tablet."""
+    made = make_store(tmp_path / "store")
+    store = open_at(made.path)
+    (manifest,) = made.files("MANIFEST-*")
+    size = manifest.stat().st_size
+    number = store.create_tablet(b"9")
+    commit(store, number, [(b"key", b"value")])
+    store.close()
+    with manifest.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(StorageError):
+        open_at(made.path)
+    report = repair_store(VFS, str(made.path), str(tmp_path / "repaired"), labels={number: b"9"})
+    assert report.losses[0].path == str(manifest) and "ends too early" in report.losses[0].problem
+    assert rows_of(tmp_path / "repaired") == {**made.rows, number: {b"key": b"value"}}
+
+
+def test_a_first_segment_that_is_missing_is_a_loss(made: Made) -> None:
+    log = made.files("wal/*.wal")[0]
+    log.unlink()
+    report, _ = repair(made)
+    assert [(loss.path, loss.problem) for loss in report.losses] == [(str(log), "the log segment is missing")]
+
+
+def test_a_torn_tail_of_the_manifest_that_nothing_acted_on_is_said_and_costs_nothing(made: Made) -> None:
+    (manifest,) = made.files("MANIFEST-*")
+    with manifest.open("ab") as file:
+        file.write(b"half a group")
+    (table, *_) = made.files("tables/*.sst")
+    unfinished = table.with_name("000999-0badf00d.sst")
+    unfinished.write_bytes(table.read_bytes()[:100])
+    report, target = repair(made)
+    assert report.losses == []
+    assert any(f"{manifest} had a torn tail" in note and "1 tables" in note for note in report.warnings)
     assert rows_of(target) == made.rows
 
 
