@@ -28,7 +28,7 @@ from shardkv_node.engine.job import FlushJob, Job
 from shardkv_node.engine.run_job import run
 from shardkv_node.engine.vfs import OsVfs, Vfs
 from shardkv_node.engine.worker_process import END_WAIT_S, WorkerProcess
-from shardkv_node.engine.worker_protocol import Outcome
+from shardkv_node.engine.worker_protocol import Outcome, job_error
 
 ATTEMPTS_MAX = 3
 RETRY_PAUSE_S = 0.2
@@ -91,6 +91,8 @@ def _run_inline(vfs: Vfs, job: Job) -> Outcome:
         return run(vfs, job)
     except ShardKVError as error:
         return error
+    except Exception as error:  # noqa: BLE001
+        return job_error(error)
 
 
 class _Lane:
@@ -104,10 +106,15 @@ class _Lane:
         self._thread: threading.Thread | None = None
 
     def put(self, job: Job, done: Done) -> None:
-        self._jobs.put((job, done))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._feed, name="shardkv-worker-feed", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._feed, name="shardkv-worker-feed", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._post(_Answer(done, job_error(error)))
+                return
+            self._thread = thread
+        self._jobs.put((job, done))
 
     def join(self) -> None:
         """Requires: the worker is closed."""
@@ -161,7 +168,13 @@ class _Worker:
             self._forget(process)
 
     def run(self, job: Job) -> Outcome:
-        """The outcome of the job, after up to `ATTEMPTS_MAX` workers died of it."""
+        """The outcome of the job, after up to `ATTEMPTS_MAX` workers died of it. Whatever goes wrong is one."""
+        try:
+            return self._tried(job)
+        except Exception as error:  # noqa: BLE001
+            return job_error(error)
+
+    def _tried(self, job: Job) -> Outcome:
         problem = ""
         for attempt in range(ATTEMPTS_MAX):
             if attempt:

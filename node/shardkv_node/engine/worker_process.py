@@ -26,7 +26,8 @@ Answer = queue.SimpleQueue[Outcome | None]
 
 
 class WorkerProcess:
-    """Safe to use from any thread. Raises `OSError` when the command cannot be started."""
+    """Safe to use from any thread. Raises `OSError` when the command cannot be started, `RuntimeError` when no thread
+    can."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self._process = subprocess.Popen(
@@ -40,21 +41,30 @@ class WorkerProcess:
         self._waiting: dict[str, Answer] = {}
         self._writing = threading.Lock()
         self._ending = threading.Lock()
-        threading.Thread(target=self._read_replies, name="shardkv-worker-replies", daemon=True).start()
+        try:
+            threading.Thread(target=self._read_replies, name="shardkv-worker-replies", daemon=True).start()
+        except RuntimeError:
+            self.end()
+            self._replies.close()
+            raise
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def submit(self, job: Job) -> Answer | None:
-        """Give it the job; the answer will come in the queue. None: it had ended before, and knows nothing of it."""
+        """Give it the job; the answer will come in the queue. None: it had ended before, and knows nothing of it.
+
+        Raises what `encode_job` does for a job that no message can hold; then no answer comes.
+        """
+        body = encode_job(job)
         answer: Answer = queue.SimpleQueue()
         with self._lock:
             if self._ended:
                 return None
             self._waiting[job.job_id] = answer
         with suppress(OSError, ValueError), self._writing:  # it is gone, or being ended: the reader answers then
-            write_message(self._requests, encode_job(job))
+            write_message(self._requests, body)
         return answer
 
     def end(self) -> None:

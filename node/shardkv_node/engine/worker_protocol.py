@@ -59,8 +59,18 @@ def encode_reply(job_id: str, outcome: JobResult | Exception) -> bytes:
         return _encode(Done(job_id, outcome.tables))
     if isinstance(outcome, ShardKVError):
         return _encode(Failed(job_id, outcome.code, outcome.message, outcome.detail, outcome.hint))
-    message = f"A storage job failed with {type(outcome).__name__}: {outcome}."
-    return _encode(Failed(job_id, StorageError.code, message, {}, ""))
+    failed = job_error(outcome)
+    return _encode(Failed(job_id, failed.code, failed.message, failed.detail, failed.hint))
+
+
+def job_error(error: Exception) -> StorageError:
+    """What a job came to that ended with an error nobody expects: one of a bug, or of memory or threads."""
+    if isinstance(error, MemoryError):
+        return StorageError(
+            "A storage job ran out of memory (MemoryError).",
+            hint="Free memory on this machine, or open the store with a smaller memtable_bytes_max or block_bytes.",
+        )
+    return StorageError(f"A storage job failed with {type(error).__name__}: {error}.")
 
 
 def decode_reply(body: bytes) -> tuple[str, Outcome]:

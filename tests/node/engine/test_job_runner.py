@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -273,6 +274,47 @@ def test_a_worker_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     with running(owner, (str(tmp_path / "no-such-program"),)) as runner:
         runner.submit(some_job(tmp_path), owner.outcomes.append)
         assert isinstance(owner.wait()[0], StorageError)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_job_that_no_message_can_hold_is_an_error_and_the_next_one_is_done(tmp_path: Path, workers: int) -> None:
+    owner = Owner()
+    job = some_job(tmp_path)
+    with running(owner, workers=workers) as runner:
+        huge = msgspec.structs.replace(job, options=msgspec.structs.replace(job.options, filter_bits_per_key=1 << 64))
+        runner.submit(huge, owner.outcomes.append)
+        assert isinstance(owner.wait()[0], StorageError)
+        runner.submit(job, owner.outcomes.append)
+        check_result(tmp_path, owner.wait(2)[1])
+
+
+@pytest.mark.parametrize("name", ["shardkv-worker-feed", "shardkv-worker-replies"])
+def test_a_thread_that_cannot_be_started_is_an_error_and_the_next_job_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    owner = Owner()
+    with running(owner) as runner:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            runner.submit(some_job(tmp_path), owner.outcomes.append)
+            outcome = owner.wait()[0]
+        assert isinstance(outcome, StorageError) and "can't start new thread" in str(outcome)
+        (tmp_path / "again").mkdir()
+        runner.submit(some_job(tmp_path / "again"), owner.outcomes.append)
+        check_result(tmp_path / "again", owner.wait(2)[1])
+
+
+def test_a_job_without_memory_says_so_and_what_to_do() -> None:
+    _, outcome = decode_reply(encode_reply("1", MemoryError()))
+    assert isinstance(outcome, StorageError)
+    assert "MemoryError" in outcome.message and "memtable_bytes_max" in outcome.hint
 
 
 def test_the_error_of_a_job_is_not_retried(tmp_path: Path) -> None:
