@@ -28,8 +28,9 @@ from shardkv.limits import KIB, MIB, Limits
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Bytes = Annotated[int, msgspec.Meta(ge=KIB)]
-BytesOrNone = Annotated[int, msgspec.Meta(ge=0)]
+Tables = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Bytes = Annotated[int, msgspec.Meta(ge=KIB, le=1 << 50)]
+BytesOrNone = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Compression = Literal["none", "lz4", "zstd"]
 Duration = Annotated[int, msgspec.Meta(ge=0, le=86_400_000)]
 
@@ -55,24 +56,24 @@ class EngineSection(msgspec.Struct, frozen=True, kw_only=True):
     durability: Literal["always", "interval", "os"] = "always"
     sync_interval_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 200
     memtable_bytes_max: Bytes = 64 * MIB
-    frozen_memtables_max: Count = 2
+    frozen_memtables_max: Tables = 2
     block_cache_bytes: BytesOrNone = 64 * MIB
-    block_bytes: Annotated[int, msgspec.Meta(ge=128)] = 6 * KIB
+    block_bytes: Annotated[int, msgspec.Meta(ge=128, le=64 * MIB)] = 6 * KIB
     table_bytes_max: Bytes = 32 * MIB
     upper_compression: Compression = "lz4"
     bottom_compression: Compression = "zstd"
     filter_bits_per_key: Annotated[int, msgspec.Meta(ge=0, le=64)] = 10
-    l0_compaction_trigger: Count = 4
-    l0_slow_tables: Count = 8
-    l0_stall_tables: Annotated[int, msgspec.Meta(ge=2)] = 12
+    l0_compaction_trigger: Tables = 4
+    l0_slow_tables: Tables = 8
+    l0_stall_tables: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)] = 12
     level1_bytes_max: Bytes = 64 * MIB
-    level_multiplier: Annotated[int, msgspec.Meta(ge=2)] = 10
+    level_multiplier: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)] = 10
     compaction_bytes_max: Bytes = 128 * MIB
     compaction_bytes_per_s: BytesOrNone = 0
     disk_reserve_bytes: BytesOrNone = 256 * MIB
     scrub_bytes_per_s: BytesOrNone = 1 * MIB
     workers: Annotated[int, msgspec.Meta(ge=0, le=2)] = 1
-    open_files_max: Annotated[int, msgspec.Meta(ge=8)] = 256
+    open_files_max: Annotated[int, msgspec.Meta(ge=8, le=1 << 20)] = 256
     manifest_bytes_max: Bytes = 4 * MIB
 
 
@@ -99,7 +100,7 @@ class LogsSection(msgspec.Struct, frozen=True, kw_only=True):
     """The log file of each process."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    bytes_max: Annotated[int, msgspec.Meta(ge=4 * KIB)] = 8 * MIB
+    bytes_max: Annotated[int, msgspec.Meta(ge=4 * KIB, le=1 << 50)] = 8 * MIB
     files_kept: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 3
 
 

@@ -74,6 +74,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ("[cluster]\npartition = 'range'\nshards = 5\nsplit_at = ['a']\n", "split_at makes 2"),
         ("[limits]\nframe_bytes_max = 1000000\n", "frame_bytes_max = 1000000 cannot hold"),
         ("[engine]\nl0_stall_tables = 4\n", "l0_stall_tables = 4 must be above"),
+        ("[engine]\nblock_bytes = 9223372036854775807\n", "at most 67_108_864"),
         ("[launcher]\nrestart_first_ms = 20000\n", "restart_first_ms = 20000 is above"),
         ("[cluster]\ninsecure = 1\n", "expected true or false"),
         ("[cluster]\nnodes = true\n", "expected a whole number"),

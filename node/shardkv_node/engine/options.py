@@ -14,6 +14,10 @@ MIB = 1024 * KIB
 
 DURABILITIES = ("always", "interval", "os")
 WORKERS_MAX = 2
+BYTES_MAX = 1 << 50
+"""Of sizes and rates: 1 PiB. Sums and products of them stay inside 64 bits."""
+COUNT_MAX = 1 << 20
+"""Of tables, memtables and files."""
 COMPRESSIONS = ("none", "lz4", "zstd")
 
 
@@ -95,12 +99,15 @@ class Options:
             )
             if getattr(self, name) not in words
         ]
-        if isinstance(self.workers, int) and self.workers > WORKERS_MAX:
-            problems.append(f"workers = {self.workers!r}: must be at most {WORKERS_MAX}.")
         problems += [
             f"{name} = {value!r}: must be a whole number of at least {minimum}."
             for name, minimum in _MINIMUMS.items()
             if not isinstance(value := getattr(self, name), int) or isinstance(value, bool) or value < minimum
+        ]
+        problems += [
+            f"{name} = {value!r}: must be at most {_MAXIMUMS.get(name, BYTES_MAX)}."
+            for name in _MINIMUMS
+            if isinstance(value := getattr(self, name), int) and value > _MAXIMUMS.get(name, BYTES_MAX)
         ]
         if not problems and self.l0_stall_tables <= self.l0_compaction_trigger:
             problems.append(
@@ -134,3 +141,19 @@ _MINIMUMS = {
     "open_files_max": 8,
     "manifest_bytes_max": 1 * KIB,
 }
+
+_MAXIMUMS = {
+    "sync_interval_ms": 60_000,
+    "frozen_memtables_max": COUNT_MAX,
+    "block_bytes": 64 * MIB,
+    "filter_bits_per_key": 64,
+    "l0_compaction_trigger": COUNT_MAX,
+    "l0_slow_tables": COUNT_MAX,
+    "l0_stall_tables": COUNT_MAX,
+    "level_multiplier": COUNT_MAX,
+    "workers": WORKERS_MAX,
+    "key_bytes_max": 512 * MIB,
+    "value_bytes_max": 512 * MIB,
+    "open_files_max": COUNT_MAX,
+}
+"""Of the rest: `BYTES_MAX`."""

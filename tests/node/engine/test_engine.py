@@ -83,6 +83,12 @@ def test_wrong_options_a_second_open_and_use_after_close_are_refused(tmp_path: P
         Engine.open(tmp_path, memtabel_bytes=1)
     with pytest.raises(ConfigError, match="durability"):
         Engine.open(tmp_path, durability="sometimes")
+    with pytest.raises(ConfigError, match="filter_bits_per_key = 2147483648: must be at most 64"):
+        Engine.open(tmp_path, filter_bits_per_key=1 << 31)
+    with pytest.raises(ConfigError, match="block_bytes = 18446744073709551616: must be at most 67108864"):
+        Engine.open(tmp_path, block_bytes=1 << 64)
+    with pytest.raises(ConfigError, match="memtable_bytes_max = 9223372036854775808: must be at most"):
+        Engine.open(tmp_path, memtable_bytes_max=1 << 63)
     engine = Engine.open(tmp_path)
     engine.put("k", "v")
     with pytest.raises(StoreLocked, match=f"in use by process {os.getpid()}"):
