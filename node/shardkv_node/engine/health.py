@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shardkv.errors import DiskFull, StorageError, StorePoisoned
+from shardkv.errors import DiskFull, ShardKVError, StorageError, StorePoisoned
 from shardkv_node.engine.vfs import Vfs
 
 _DISK_CHECK_INTERVAL_S = 1.0
@@ -75,7 +75,10 @@ class Health:
             )
         if stalled and self.background is not None:
             kind = DiskFull if isinstance(self.background, DiskFull) else StorageError
-            return kind(f"Writes wait for a flush or compaction that fails: {self.background}")
+            return kind(
+                f"Writes wait for a flush or compaction that fails: {self.background.message}",
+                hint=f"{self.background.hint} Writes resume by themselves once it succeeds.".lstrip(),
+            )
         return None
 
     def _free(self) -> int:
@@ -86,8 +89,10 @@ class Health:
         return self._free_bytes
 
     def _poison_error(self) -> StorePoisoned:
+        cause = self.cause.message if isinstance(self.cause, ShardKVError) else self.cause
+        first = "Free space on this disk first, then close" if isinstance(self.cause, DiskFull) else "Close"
         return StorePoisoned(
-            f"The store at {self._directory} takes no more writes, because one to its disk failed: {self.cause} "
-            "Writes not acknowledged before may or may not have been kept.",
-            hint="Close it and open it again: recovery keeps every acknowledged write.",
+            f"The store at {self._directory} takes no more writes until it is closed and opened again, because one to "
+            f"its disk failed: {cause} Writes not acknowledged before may or may not have been kept.",
+            hint=f"{first} it and open it again: recovery keeps every acknowledged write.",
         )

@@ -165,7 +165,7 @@ def storage_error(operation: str, path: str, error: OSError) -> StorageError:
     what = f"Could not {operation} {path}: {error.strerror or error}."
     detail = {"operation": operation, "path": path, "errno": error.errno or 0}
     if error.errno in _NO_SPACE:
-        return DiskFull(what, detail=detail, hint="Free space on this disk; writes resume by themselves.")
+        return DiskFull(what, detail=detail, hint="Free space on this disk.")
     return StorageError(what, detail=detail)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import InlineSyncer
+from shardkv_node.engine.vfs import storage_error
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything
 from tests.node.engine.store_driver import STORE, TINY, commit, open_store, scan
@@ -336,6 +338,16 @@ def test_a_poisoned_store_still_reads_and_says_what_to_do() -> None:
     with pytest.raises(StorePoisoned):
         store.create_tablet(b"another")
     assert store.get(tablet, b"k") == b"v"
+    store.close()
+
+
+def test_a_store_that_a_full_disk_poisoned_says_one_thing_and_what_to_do() -> None:
+    vfs = CrashVfs()
+    store = open_store(vfs, ROOMY)
+    full = storage_error("write", "store/wal/000001.wal", OSError(errno.ENOSPC, "No space left on device"))
+    said = str(store.health.poison(full))
+    assert "No space left on device" in said and "Free space on this disk first, then close it and open it" in said
+    assert "until it is closed and opened again" in said and "by themselves" not in said
     store.close()
 
 
