@@ -5,6 +5,7 @@ Everything here returns bytes that the store takes as they are, or raises one se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import cast
 
@@ -30,12 +31,39 @@ def pack_key(key: Text, bytes_max: int) -> bytes:
 
 def pack_keys(keys: Iterable[Text], bytes_max: int) -> list[bytes]:
     """As `pack_key` for each."""
+    if not isinstance(keys, Iterable):
+        raise InvalidArgument(f"Keys are a list, or anything to iterate over, not {type(keys).__name__}.")
     given = list(keys)
     if set(map(type, given)) == {bytes}:
         lengths = list(map(len, given))
         if min(lengths) and max(lengths) <= bytes_max:
             return cast(list[bytes], given)
     return [pack_key(key, bytes_max) for key in given]
+
+
+def pair_columns(items: Iterable[tuple[Text, Text]]) -> tuple[list[Text], list[Text]]:
+    """The keys and the values of (key, value) pairs. Raises `InvalidArgument`."""
+    if not isinstance(items, Iterable):
+        raise InvalidArgument(f"Pairs of key and value are expected, not {type(items).__name__}.")
+    pairs = list(items)
+    try:
+        return [key for key, _ in pairs], [value for _, value in pairs]
+    except (TypeError, ValueError):
+        wrong = next(pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2)
+        raise InvalidArgument(
+            f"Pairs of key and value are expected, not {wrong!r:.60}.", hint="Give a dict, or a list of (key, value)."
+        ) from None
+
+
+def pack_path(directory: object) -> str:
+    """The path of a store's directory. Raises `InvalidArgument`."""
+    try:
+        path = os.fsdecode(cast(str, directory))
+    except TypeError:
+        raise InvalidArgument(f"A directory is a str or a path, not {type(directory).__name__}.") from None
+    if not path or "\0" in path:
+        raise InvalidArgument(f"The directory {path!r} cannot be: a path is not empty and has no NUL in it.")
+    return path
 
 
 def pack_value(value: Text, bytes_max: int) -> bytes:

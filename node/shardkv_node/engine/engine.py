@@ -28,7 +28,9 @@ from shardkv_node.engine.arguments import (
     check_ttl,
     pack_bounds,
     pack_condition,
+    pack_path,
     pack_value,
+    pair_columns,
 )
 from shardkv_node.engine.columns import DELETE, PUT, PUT_EXPIRING
 from shardkv_node.engine.group_commit import WAIT_S, GroupCommit, closed_error
@@ -61,7 +63,7 @@ class Engine(Reader):
         if unknown:
             known = ", ".join(sorted(Options.__dataclass_fields__))
             raise ConfigError([f"{name}: there is no such option; known are {known}." for name in unknown])
-        return cls(os.fspath(directory), Options(**options), vfs)
+        return cls(pack_path(directory), Options(**options), vfs)
 
     def __init__(self, directory: str, options: Options, vfs: Vfs | None) -> None:
         self.directory = directory
@@ -172,6 +174,8 @@ class Engine(Reader):
         """
         if not isinstance(batch, WriteBatch):
             raise InvalidArgument(f"A WriteBatch is expected, not {type(batch).__name__}.")
+        if if_versions is not None and not isinstance(if_versions, Mapping):
+            raise InvalidArgument(f"if_versions is a dict of keys and versions, not {type(if_versions).__name__}.")
         if not len(batch):
             self._check_usable()
             return 0
@@ -189,8 +193,7 @@ class Engine(Reader):
         if isinstance(items, dict):
             batch.put_many(items.keys(), items.values())
         else:
-            pairs = list(items)
-            batch.put_many([key for key, _ in pairs], [value for _, value in pairs])
+            batch.put_many(*pair_columns(items))
         if ttl_ms is None or not len(batch):
             return self.write(batch)
         check_columns(batch.keys, batch.values, self._key_bytes_max, self._value_bytes_max)

@@ -53,6 +53,12 @@ def test_put_get_delete_batch_and_scan_survive_a_restart(tmp_path: Path) -> None
         assert engine.recovery.torn_tails == [] and not engine.recovery.created
 
 
+def a_batch() -> WriteBatch:
+    batch = WriteBatch()
+    batch.put("a", "b")
+    return batch
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -65,6 +71,15 @@ def test_put_get_delete_batch_and_scan_survive_a_restart(tmp_path: Path) -> None
         (lambda e: e.put("\ud800", "v"), InvalidArgument, "not valid text"),
         (lambda e: e.put_many({"ok": "1", "": "2"}), InvalidKey, "empty"),
         (lambda e: e.write([("a", "b")]), InvalidArgument, "WriteBatch"),
+        (lambda e: e.put_many([1]), InvalidArgument, "Pairs of key and value are expected, not 1"),
+        (lambda e: e.put_many([("a",)]), InvalidArgument, "not \\('a',\\)"),
+        (lambda e: e.put_many(None), InvalidArgument, "not NoneType"),
+        (lambda e: e.get_many(None), InvalidArgument, "not NoneType"),
+        (lambda e: e.write(a_batch(), if_versions=["a"]), InvalidArgument, "if_versions is a dict"),
+        (lambda e: Engine.open(5), InvalidArgument, "not int"),
+        (lambda e: Engine.open(""), InvalidArgument, "not empty"),
+        (lambda e: Engine.open("a\0b"), InvalidArgument, "NUL"),
+        (lambda e: Engine.open(__file__), StorageError, "test_engine.py"),
         (lambda e: e.scan("b", "a"), InvalidRange, "stops at b'a', before it starts at b'b'"),
         (lambda e: e.scan(limit=-1), InvalidArgument, "limit"),
     ],
