@@ -102,6 +102,27 @@ def test_repair_saves_the_tables_that_a_cut_manifest_does_not_name(healthy: Path
     assert refused > 0
 
 
+@pytest.mark.parametrize("durability", ["always", "interval", "os"])
+def test_a_log_cut_short_after_the_store_was_closed_is_refused_and_named(tmp_path: Path, durability: str) -> None:
+    with Engine.open(tmp_path / "store", workers=0, scrub_bytes_per_s=0, durability=durability) as engine:
+        for number in range(5):
+            engine.put(b"key:%03d" % number, b"value %d" % number)
+    log = files_of(tmp_path / "store", "wal/*.wal")[-1]
+    size = log.stat().st_size
+    for cut in range(0, size, 29):
+        damaged = shutil.copytree(tmp_path / "store", tmp_path / f"{cut}")
+        os.truncate(damaged / "wal" / log.name, cut)
+        with pytest.raises(Corruption, match=log.name):
+            Engine.open(damaged, workers=0, scrub_bytes_per_s=0)
+    verified = store_command("verify", damaged)
+    assert verified.returncode == 1
+    assert log.name in verified.stdout and "never known to be on disk" not in verified.stdout
+    assert store_command("repair", damaged, "--to", tmp_path / "repaired").returncode == 1
+    (damaged / "wal" / log.name).unlink()
+    with pytest.raises(Corruption, match=rf"A log segment is missing in \S+{log.name}"):
+        Engine.open(damaged, workers=0, scrub_bytes_per_s=0)
+
+
 def test_a_store_whose_manifest_was_cut_off_names_the_manifest(healthy: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(healthy, tmp_path / "store")
     (manifest,) = files_of(damaged, "MANIFEST-*")

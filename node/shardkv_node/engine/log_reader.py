@@ -40,6 +40,7 @@ from shardkv_node.engine.log_format import (
 from shardkv_node.engine.vfs import ReadableFile, Vfs
 
 _WINDOW_BYTES = 1 << 17
+_WITNESS = "the next segment, or the manifest of the closed store,"
 """Of the file. With a larger one, what was decoded leaves the caches of the processor before it is used."""
 _crc = google_crc32c.value
 _extend_crc = google_crc32c.extend
@@ -122,10 +123,10 @@ class SegmentReader(Generic[E]):
         if end is not None and not HEADER_BYTES <= end <= self._size:
             self._file.close()
             raise Corruption(
-                "A log segment is shorter than its successor says",
+                "A log segment is shorter than it was",
                 path=path,
                 offset=self._size,
-                expected=f"{end} bytes",
+                expected=f"{end} bytes, as {_WITNESS} says",
                 got=f"{self._size} bytes",
             )
         self._limit = self._size if end is None else end
@@ -245,7 +246,7 @@ class SegmentReader(Generic[E]):
         rest = b"" if self._end is not None else self._file.pread(offset, self._size - offset)
         claim = self._claim_behind(offset, rest)
         if self._end is not None:
-            why = f"valid groups up to {self._end}, as the next segment says"
+            why = f"valid groups up to {self._end}, as {_WITNESS} says"
         elif claim is not None:
             why = f"a valid group, since the one at {claim} says it was on disk"
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shardkv.errors import Corruption, ShardKVError, StorageError, StoreClosed
@@ -37,6 +38,7 @@ from shardkv_node.engine.job import (
 )
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.manifest import (
+    ClosedEdit,
     CreatedEdit,
     DroppedEdit,
     Edit,
@@ -190,6 +192,14 @@ class Maintenance:
         self._closed = True
         self.files.close_all()
         self._manifest.close()
+
+    def note_closed(self, end: Position) -> None:
+        """The store is being closed in order, and its log is on disk up to `end`. Nothing may be written after this.
+
+        A help to find a log that is cut short later: if it cannot be written, the store is closed all the same.
+        """
+        with suppress(StorageError):
+            self._manifest.append([ClosedEdit(end)], self._clock())
 
     # --- the work ---
 

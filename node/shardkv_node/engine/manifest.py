@@ -12,6 +12,7 @@ A manifest is a sequence of edits; applying them in order to an empty `ManifestS
     6 term       term                         rises at every open, before the store serves
     7 numbers    next_file, next_tablet       never given out below these
     8 segment    number                       the first log segment that is still needed
+    9 closed     position                     closed in order, the log on disk up to here: the last edit of all
 
 Removing a table and adding it again in one edit changes its clip (`TableMeta.start`, `stop`), or moves it to another
 level. Tablets may share a table, each through a clip of its own: a file is in use while any of them names it. A split
@@ -91,7 +92,13 @@ class SegmentEdit(msgspec.Struct, array_like=True, tag=8):
     number: int
 
 
-Edit = StoreEdit | CreatedEdit | DroppedEdit | TablesEdit | FlushedEdit | TermEdit | NumbersEdit | SegmentEdit
+class ClosedEdit(msgspec.Struct, array_like=True, tag=9):
+    position: Position
+
+
+Edit = (
+    StoreEdit | CreatedEdit | DroppedEdit | TablesEdit | FlushedEdit | TermEdit | NumbersEdit | SegmentEdit | ClosedEdit
+)
 
 _DECODER: msgspec.msgpack.Decoder[list[Edit]] = msgspec.msgpack.Decoder(list[Edit])
 _encode = msgspec.msgpack.Encoder().encode
@@ -118,6 +125,8 @@ class ManifestState:
     next_file: int = 1
     next_tablet: int = 1
     first_segment: int = 1
+    closed: Position | None = None
+    """Where the log ended when the store was closed; None: it was not, or is open."""
 
     def apply(self, edits: Sequence[Edit]) -> None:
         """Apply in order. Raises `ValueError` with what is wrong for an edit that contradicts the state."""
@@ -143,6 +152,8 @@ class ManifestState:
             del self.tablets[edit.tablet]
         elif isinstance(edit, TermEdit):
             self.term = edit.term
+        elif isinstance(edit, ClosedEdit):
+            self.closed = edit.position
         else:
             self.store_id = edit.store_id
 

@@ -87,6 +87,7 @@ def recover(vfs: Vfs, directory: str, *, now_hlc: int, random_bytes: Callable[[i
     replay.run()
     log = _continue_log(vfs, directory, replay, max(now_hlc, replay.hlc + 1))
     state.term += 1
+    state.closed = None
     number = max([*manifest_numbers(vfs, directory), 0]) + 1
     try:
         manifest = ManifestWriter.start(vfs, directory, number, state, log.hlc)
@@ -150,18 +151,20 @@ class Replay:
         return reader.header
 
     def _replay_segment(self, number: int, successor: FileHeader | None) -> None:
-        reader = self._open(number, None if successor is None else successor.previous_end)
+        closed = dict([self._state.closed] if self._state.closed is not None else [])
+        end = closed.get(number) if successor is None else successor.previous_end
+        reader = self._open(number, end)
         try:
             for groups in reader.runs():
                 self.hlc = max(self.hlc, *groups.hlcs)
                 self._replay_groups(reader, groups)
-                if successor is None:
+                if end is None:
                     self._note_tail(groups, reader.synced_end)
         finally:
             reader.close()
         if reader.torn_tail is not None:
             self._report.torn_tails.append(reader.torn_tail)
-        self.segments.append((number, reader.synced_end if successor is None else reader.valid_end))
+        self.segments.append((number, reader.synced_end if end is None else reader.valid_end))
 
     def _note_tail(self, groups: GroupRun, synced_end: int) -> None:
         self.tail += groups.payloads
@@ -270,7 +273,7 @@ def missing_files(vfs: Vfs, directory: str, state: ManifestState) -> list[str]:
     present = [_names(vfs, folder(directory)) for folder in (filenames.table_directory, filenames.wal_directory)]
     numbers = {number for number in map(filenames.parse_segment_name, present[1]) if number is not None}
     first = state.first_segment
-    last = max([first - (state.term == 0), *numbers])
+    last = max([first - (state.term == 0), *numbers, *(state.closed or ())[:1]])
     missing = [filenames.table_path(directory, name) for name in sorted(state.table_names().difference(present[0]))]
     return missing + [filenames.segment_path(directory, n) for n in range(first, last + 1) if n not in numbers]
 

@@ -585,6 +585,7 @@ class Store(StoreTablets):
             self._log.mark(self._tick())
             self._log.trim()
             self._log.sync()
+            self.maintenance.note_closed((self._log.number, self._log.offset))
         except StorageError as error:
             raise self.health.poison(error) from error
 

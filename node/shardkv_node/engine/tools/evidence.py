@@ -24,6 +24,7 @@ from shardkv_node.engine.manifest import (
     FlushedEdit,
     ManifestState,
     NumbersEdit,
+    Position,
     TablesEdit,
     TermEdit,
     manifest_numbers,
@@ -69,6 +70,8 @@ class Evidence:
     next_tablet: int
     manifest_whole: bool
     losses: list[Damage] = field(default_factory=list)
+    closed: Position | None = None
+    """Where the log ended when the store was closed."""
     notes: list[str] = field(default_factory=list)
     """What was left out and is no loss, in sentences."""
 
@@ -115,6 +118,7 @@ def _from_state(vfs: Vfs, store: str, store_id: bytes, state: ManifestState, los
         next_tablet=state.next_tablet,
         manifest_whole=True,
         losses=losses,
+        closed=state.closed,
     )
 
 

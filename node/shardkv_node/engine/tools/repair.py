@@ -194,7 +194,7 @@ class _Repair:
 
     def _read_log(self) -> None:
         """Rows of the log that are not known to be in tables, into memory: as much as an open takes."""
-        numbers = self._evidence.segments
+        numbers, closed = self._evidence.segments, self._evidence.closed
         losses = self._report.losses
         for missing in sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)) if numbers else ():
             losses.append(Damage(filenames.segment_path(self._store, missing), 0, 0, "the log segment is missing"))
@@ -204,6 +204,8 @@ class _Repair:
             successor = walks[index + 1].header if index + 1 < len(walks) else None
             follows = successor is not None and successor.previous_number == numbers[index]
             end = successor.previous_end if successor is not None and follows else None
+            if successor is None and closed is not None and closed[0] == numbers[index]:
+                end = closed[1]
             again = LogWalk(self._vfs, walk.path, decoder=ENTRY_DECODER, end=end)
             for step in again.steps():
                 if isinstance(step, Damage):

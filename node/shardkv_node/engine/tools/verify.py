@@ -156,6 +156,8 @@ class _StoreCheck:
                 Damage(filenames.segment_path(store, n), 0, 0, "the log segment is missing") for n in missing
             ]
         ends = self._ends(numbers)
+        if state is not None and state.closed is not None:
+            ends.setdefault(*state.closed)
         for number in numbers:
             path = filenames.segment_path(store, number)
             self._count(path)

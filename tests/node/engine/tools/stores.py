@@ -108,5 +108,13 @@ def copy_of(made: Made, to: Path) -> Made:
     return Made(to, made.rows)
 
 
+def killed_copy_of(made: Made, to: Path) -> Made:
+    """As a kill of the process that has it open would leave it."""
+    store = open_at(copy_of(made, to.with_name(f"{to.name}-open")).path)
+    killed = copy_of(Made(Path(store.directory), made.rows), to)
+    store.close()
+    return killed
+
+
 def places(problems: list[Damage]) -> list[tuple[str, int]]:
     return [(problem.path, problem.offset) for problem in problems]

@@ -10,7 +10,7 @@ from shardkv_node.engine.log_format import HEADER_BYTES
 from shardkv_node.engine.tools.places import Kind
 from shardkv_node.engine.tools.verify import verify_file, verify_store
 from shardkv_node.engine.vfs import OsVfs
-from tests.node.engine.tools.stores import Made, copy_of, flip, image, make_store, places
+from tests.node.engine.tools.stores import Made, copy_of, flip, image, killed_copy_of, make_store, places
 
 VFS = OsVfs()
 
@@ -77,7 +77,7 @@ def test_every_damaged_block_and_group_is_named_not_only_the_first(whole: Made, 
 
 
 def test_a_torn_tail_and_orphans_are_notes(whole: Made, tmp_path: Path) -> None:
-    made = copy_of(whole, tmp_path / "store")
+    made = killed_copy_of(whole, tmp_path / "store")
     log = made.files("wal/*.wal")[-1]
     log.write_bytes(log.read_bytes() + b"half a group")
     (made.path / "tables" / "000999-00000000.sst").write_bytes(b"half a table")
@@ -88,7 +88,7 @@ def test_a_torn_tail_and_orphans_are_notes(whole: Made, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_store_had_reserved_of_its_log_is_no_torn_tail(whole: Made, tmp_path: Path) -> None:
-    made = copy_of(whole, tmp_path / "store")
+    made = killed_copy_of(whole, tmp_path / "store")
     log = made.files("wal/*.wal")[-1]
     log.write_bytes(log.read_bytes() + bytes(4096))
     report = verify_store(VFS, str(made.path))
