@@ -7,8 +7,8 @@ what became of each operation, shard by shard.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
@@ -52,11 +52,10 @@ Split = list[tuple[int, list[int]]]
 
 def split_by_shard(view: KeyspaceView, keys: Sequence[bytes]) -> Split:
     """Which keys go to which shard."""
-    positions = view.positions(keys)
-    order = sorted(range(len(keys)), key=positions.__getitem__)
-    return [
-        (view.shards[position].id, list(indexes)) for position, indexes in groupby(order, key=positions.__getitem__)
-    ]
+    found = defaultdict[int, list[int]](list)
+    for index, position in enumerate(view.positions(keys)):
+        found[position].append(index)
+    return [(view.shards[position].id, found[position]) for position in sorted(found)]
 
 
 def pick(column: Sequence[bytes], indexes: list[int]) -> list[bytes]:
