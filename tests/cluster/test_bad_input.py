@@ -170,7 +170,10 @@ def test_a_batch_that_ends_in_an_exception_applies_nothing(db: Client[bytes]) ->
     assert db.get("never") is None
 
 
-@pytest.mark.parametrize("bad", [None, 1, 1.5, True, [], {}, ("a",), pytest.param(object(), id="object"), "\ud800"], ids=repr)
+NO_TEXT = [None, 1, 1.5, True, [], {}, ("a",), pytest.param(object(), id="object"), "\ud800"]
+
+
+@pytest.mark.parametrize("bad", NO_TEXT, ids=repr)
 def test_wrong_types_are_refused(db: Client[bytes], bad: Any) -> None:
     for call in (
         lambda: db.put(bad, "value"),
