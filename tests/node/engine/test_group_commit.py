@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -82,6 +82,15 @@ class SteppedVfs(CrashVfs):
         super().operate(what, path)
 
 
+@pytest.fixture
+def sigint_interrupts() -> Iterator[None]:
+    """Also where the test run was started with SIGINT ignored, as a shell does in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_interrupts")
 @pytest.mark.parametrize("interrupted", ["none", "before its gate opens", "as its gate opens"])
 def test_a_waiter_wakes_the_next_of_its_group_even_when_it_is_interrupted(interrupted: str) -> None:
     vfs = SteppedVfs()
