@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
 
 import msgspec
 
@@ -28,7 +27,6 @@ from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import (
     PartialReadReply,
-    PayloadDecoder,
     Read,
     ReadReply,
     ShardProblem,
@@ -110,17 +108,14 @@ class ReadGather:
         return ReadReply(self._values, self._versions)
 
     def _take(self, indexes: list[int], answer: msgspec.Raw) -> None:
-        values = _understood(decode_read_reply, answer, lambda reply: reply.values, len(indexes))
-        versions: list[int] | None = []
-        if self._versions is not None:
-            versions = _understood(decode_read_reply, answer, lambda reply: reply.versions or (), len(indexes))
-        if values is None or versions is None:
+        reply = _read_reply(answer, len(indexes), versions=self._versions is not None)
+        if reply is None:
             self._fail(RemoteProtocolError("A node answered a read with something else."))
             return
-        for index, value in zip(indexes, values, strict=True):
+        for index, value in zip(indexes, reply.values, strict=True):
             self._values[index] = value
         if self._versions is not None:
-            for index, version in zip(indexes, versions, strict=True):
+            for index, version in zip(indexes, reply.versions or (), strict=True):
                 self._versions[index] = version
 
     def _fits(self, size_bytes: int) -> bool:
@@ -191,7 +186,7 @@ class WriteGather:
             if isinstance(answer, ShardKVError):
                 results = self._failed(shard_id, count, answer)
             else:
-                told = _understood(decode_write_reply, answer, lambda reply: reply.results, count)
+                told = _write_results(answer, count)
                 results = told if told is not None else self._failed(shard_id, count, _NONSENSE)
             if any(results):
                 for index, result in zip(indexes, results, strict=True):
@@ -211,13 +206,23 @@ class WriteGather:
 _NONSENSE = OutcomeUnknown("A node answered a write with something else.", hint="Read the keys before writing again.")
 
 
-def _understood(decode: PayloadDecoder, answer: msgspec.Raw, column: Callable[[Any], Any], count: int) -> Any:
-    """The column of a node's reply, or None when it is no such reply or not as long as asked."""
+def _read_reply(answer: msgspec.Raw, count: int, *, versions: bool) -> ReadReply | None:
+    """A node's reply to a read, or None when it is no such reply or not as long as asked."""
     try:
-        found = column(decode(answer))
+        reply = decode_read_reply(answer)
     except InvalidArgument:
         return None
-    return found if len(found) == count else None
+    fits = len(reply.values) == count and (not versions or len(reply.versions or ()) == count)
+    return reply if fits else None
+
+
+def _write_results(answer: msgspec.Raw, count: int) -> bytes | None:
+    """The results of a node's reply to a write, or None as above."""
+    try:
+        results = decode_write_reply(answer).results
+    except InvalidArgument:
+        return None
+    return results if len(results) == count else None
 
 
 def missing_shard(shard: ShardDocument, error: ShardKVError) -> ShardProblem:
