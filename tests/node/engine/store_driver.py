@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
+from shardkv.errors import StorageError
 from shardkv_node.engine.columns import DELETE, PUT
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import InlineSyncer
 from shardkv_node.engine.vfs import Vfs
 from shardkv_node.engine.write import Write
+from tests.node.engine.crash_vfs import CrashVfs
 
 STORE = "/data/store"
 
@@ -103,3 +108,30 @@ def random_operations(chance: random.Random) -> list[tuple[bytes, bytes | None]]
         (b"k%02d" % chance.randrange(40), None if chance.random() < 0.3 else bytes([97 + i]) * chance.randrange(60))
         for i in range(chance.choice((1, 1, 2, 5)))
     ]
+
+
+class HasStore(Protocol):
+    """Any driver."""
+
+    store: Store
+
+
+D = TypeVar("D", bound=HasStore)
+
+
+def run_failing(
+    workload: Callable[[CrashVfs, Callable[[D], None]], object], n: int, code: int, *, sticky: bool
+) -> tuple[CrashVfs, D | None]:
+    """Run the workload with its n-th operation failing. Returns what is on disk, and the driver if one was made."""
+    vfs = CrashVfs()
+    vfs.fail_at(n, errno=code, sticky=sticky)
+    made: list[D] = []
+    try:
+        workload(vfs, made.append)
+    except StorageError:
+        pass
+    finally:
+        for driver in made:
+            with suppress(StorageError):
+                driver.store.close()
+    return vfs, made[0] if made else None

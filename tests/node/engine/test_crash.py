@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 import google_crc32c
@@ -17,7 +16,17 @@ from shardkv_node.engine.identity import identity_text
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import SECTOR_BYTES, CrashVfs, keep_everything, keep_nothing, keep_some
-from tests.node.engine.store_driver import STORE, TINY, Driver, Rows, commit, open_store, random_operations, scan
+from tests.node.engine.store_driver import (
+    STORE,
+    TINY,
+    Driver,
+    Rows,
+    commit,
+    open_store,
+    random_operations,
+    run_failing,
+    scan,
+)
 
 WRITES = 45
 TINY_OS = replace(TINY, durability="os")
@@ -111,19 +120,9 @@ def test_any_operation_may_fail_and_no_acknowledged_write_is_lost(code: int, sti
     clean = CrashVfs()
     run_workload(clean)
     for n in range(1 + sticky, clean.operations, 2):
-        vfs = CrashVfs()
-        vfs.fail_at(n, errno=code, sticky=sticky)
-        made: list[Driver] = []
-        try:
-            run_workload(vfs, made.append)
-        except StorageError:
-            pass
-        finally:
-            for driver in made:
-                with suppress(StorageError):
-                    driver.store.close()
+        vfs, driver = run_failing(run_workload, n, code, sticky=sticky)
         keep = keep_everything if n % 4 < 2 else keep_nothing
-        check(vfs.crash(keep), made[0] if made else None, context=f"operation {n} failed: {clean.journal[n - 1]}")
+        check(vfs.crash(keep), driver, context=f"operation {n} failed: {clean.journal[n - 1]}")
 
 
 def test_a_failed_sync_is_never_repeated_and_nothing_is_written_afterwards() -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
-from shardkv.errors import Corruption, StorageError, StoreMismatch, UnsupportedFormat
+from shardkv.errors import Corruption, StoreMismatch, UnsupportedFormat
 from shardkv_node.engine import filenames
 from tests.node.engine import test_tablet_crash as tablets
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
-from tests.node.engine.store_driver import STORE, TINY, Driver, Rows, commit, open_store, scan
+from tests.node.engine.store_driver import STORE, TINY, Driver, Rows, commit, open_store, run_failing, scan
 from tests.node.engine.test_crash import SnapshotVfs, check, run_workload
 
 LARGER = replace(TINY, memtable_bytes_max=1 << 20, l0_compaction_trigger=9, manifest_bytes_max=1 << 20)
@@ -45,19 +44,9 @@ def test_every_operation_fails_once_or_from_then_on(code: int, sticky: bool, kee
     clean = CrashVfs()
     run_workload(clean)
     for n in range(1, clean.operations + 1):
-        vfs = CrashVfs()
-        vfs.fail_at(n, errno=code, sticky=sticky)
-        made: list[Driver] = []
-        try:
-            run_workload(vfs, made.append)
-        except StorageError:
-            pass
-        finally:
-            for driver in made:
-                with suppress(StorageError):
-                    driver.store.close()
+        vfs, driver = run_failing(run_workload, n, code, sticky=sticky)
         survivor = vfs.crash(keep_everything if keep is keep_everything else keep_nothing)
-        check(survivor, made[0] if made else None, context=f"operation {n} failed: {clean.journal[n - 1]}")
+        check(survivor, driver, context=f"operation {n} failed: {clean.journal[n - 1]}")
 
 
 @pytest.mark.parametrize("percent", [0, 30, 70, 100])
@@ -79,7 +68,7 @@ def test_every_operation_on_whole_tablets_fails_once_or_from_then_on(code: int, 
     clean = CrashVfs()
     tablets.run_workload(clean)
     for n in range(1, clean.operations + 1):
-        vfs, driver = tablets.failing_workload(n, code, sticky=sticky)
+        vfs, driver = run_failing(tablets.run_workload, n, code, sticky=sticky)
         survivor = vfs.crash(keep_everything if keep is keep_everything else keep_nothing)
         tablets.check(survivor, driver, context=f"operation {n} failed: {clean.journal[n - 1]}")
 

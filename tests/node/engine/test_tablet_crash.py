@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,7 +14,7 @@ from shardkv.topology.tokens import hash_token
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.tools.verify import verify_store
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
-from tests.node.engine.store_driver import STORE, TINY, Rows, commit, open_store, scan
+from tests.node.engine.store_driver import STORE, TINY, Rows, commit, open_store, run_failing, scan
 from tests.node.engine.test_crash import SnapshotVfs
 
 TOKEN = 1 << 63
@@ -183,22 +182,6 @@ def crashes_of_workload(percent: int, seen: Callable[[CrashVfs, TabletDriver | N
     return run_workload(SnapshotVfs(look), drivers.append)
 
 
-def failing_workload(n: int, code: int, *, sticky: bool) -> tuple[CrashVfs, TabletDriver | None]:
-    """Run the workload with its n-th operation failing."""
-    vfs = CrashVfs()
-    vfs.fail_at(n, errno=code, sticky=sticky)
-    made: list[TabletDriver] = []
-    try:
-        run_workload(vfs, made.append)
-    except StorageError:
-        pass
-    finally:
-        for driver in made:
-            with suppress(StorageError):
-                driver.store.close()
-    return vfs, made[0] if made else None
-
-
 @pytest.mark.parametrize("percent", [0, 50, 100])
 def test_a_crash_before_any_operation_leaves_what_was_acknowledged_or_one_whole_change_more(percent: int) -> None:
     crashes: list[tuple[CrashVfs, TabletDriver | None, str]] = []
@@ -214,6 +197,6 @@ def test_any_operation_may_fail_and_tablets_are_whole(code: int, sticky: bool) -
     clean = CrashVfs()
     run_workload(clean)
     for n in range(1 + sticky, clean.operations, 5):
-        vfs, driver = failing_workload(n, code, sticky=sticky)
+        vfs, driver = run_failing(run_workload, n, code, sticky=sticky)
         survivor = vfs.crash(keep_everything if n % 4 < 2 else keep_nothing)
         check(survivor, driver, context=f"operation {n} failed: {clean.journal[n - 1]}")
