@@ -25,7 +25,6 @@ from shardkv.cli.options import counted
 from shardkv.errors import InvalidArgument
 
 BOM = b"\xef\xbb\xbf"
-FORMATS = ("jsonl", "csv", "tsv")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 CSV_FIELD_BYTES_MAX = 32 * 1024 * 1024
 

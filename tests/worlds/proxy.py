@@ -71,10 +71,6 @@ class Proxy:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    @property
-    def open_links(self) -> int:
-        return len(self._links)
-
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=PIECE_BYTES)
         self.port = self._server.sockets[0].getsockname()[1]
