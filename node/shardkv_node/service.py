@@ -17,6 +17,7 @@ from typing import Any
 from shardkv.errors import BatchTooLarge, InvalidArgument, ShardKVError
 from shardkv.limits import Limits
 from shardkv.transport.server import Connection, unknown_operation
+from shardkv.transport.turn import reply_to_all
 from shardkv.wire.checks import check_range, check_read, check_token, check_write
 from shardkv.wire.messages import (
     OK,
@@ -193,7 +194,7 @@ class NodeService:
         return write
 
     def write_together(
-        self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
+        self, askers: Sequence[Connection], requests: Sequence[Request], deadlines: Sequence[float | None]
     ) -> bool:
         """The server's quick way for plain puts; False: one of them is more than that, or refused."""
         asked = decode_puts([one.payload for one in requests])
@@ -219,8 +220,8 @@ class NodeService:
                     check_token(one.token)
             tablet_of = self._ownership.tablet_of
             numbers = [tablet_of(one.shard, one.epoch) for one in requests]
-            apart = partial(_apart, connection, ids, numbers, keys, values, tokens)
-            done = partial(_answer_puts, connection, ids)
+            apart = partial(_apart, askers, ids, numbers, keys, values, tokens)
+            done = partial(_answer_puts, askers, ids)
             puts = Puts(numbers, keys, values, apart=apart, done=done, tokens=tokens if any(tokens) else None)
             self._committer.submit_puts(puts, deadlines)
         except ShardKVError:
@@ -295,7 +296,7 @@ class NodeService:
 
 
 def _apart(
-    connection: Connection,
+    askers: Sequence[Connection],
     ids: list[int],
     numbers: list[int],
     keys: list[list[bytes]],
@@ -304,18 +305,21 @@ def _apart(
 ) -> list[Write]:
     """Puts as single writes, each answered for itself."""
     return [
-        Write(tablet, its_keys, PUT, its_values, token=token, done=partial(_answer_write, connection, request_id))
-        for request_id, tablet, its_keys, its_values, token in zip(ids, numbers, keys, values, tokens, strict=True)
+        Write(tablet, its_keys, PUT, its_values, token=token, done=partial(_answer_write, asker, request_id))
+        for asker, request_id, tablet, its_keys, its_values, token in zip(
+            askers, ids, numbers, keys, values, tokens, strict=True
+        )
     ]
 
 
-def _answer_puts(connection: Connection, ids: list[int], puts: Puts) -> None:
+def _answer_puts(askers: Sequence[Connection], ids: list[int], puts: Puts) -> None:
     """Tell that all of them were applied."""
-    connection.reply_together(
+    reply_to_all(
+        askers,
         [
             Reply(request_id, OK, WriteReply(bytes(len(keys)), version, _NO_PROBLEMS))
             for request_id, keys, version in zip(ids, puts.keys, puts.versions, strict=True)
-        ]
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""Requests of one connection that came together and go to one node together: a bundle.
+"""Requests that came together, of one connection or several, and go to one node together: a bundle.
 
 A reply that is no error goes to the client as it came. Every other member becomes a `Part`, at the point where it would
 be had it been sent alone, and the `Forwarder` sees to it from there.
@@ -13,18 +13,19 @@ from collections.abc import Callable
 from shardkv.errors import ShardKVError
 from shardkv.transport.peer import Peer
 from shardkv.transport.server import Connection
+from shardkv.transport.turn import reply_to_all
 from shardkv.wire.messages import OK, RawReply, Request
 from shardkv_router.forwarding import Forwarder, Part
 
-PartOf = Callable[[int, Request, float | None], Part]
-"""The part for a request: the id it came with, the request, its deadline. The request names the shard."""
+PartOf = Callable[[Connection, int, Request, float | None], Part]
+"""The part for a request: who asks, the id it came with, the request, its deadline. The request names the shard."""
 
 
 class Bundle:
     """The members are requests with shard and epoch set, and the ids they came with; the bundle makes them its own."""
 
     __slots__ = (
-        "_connection",
+        "_askers",
         "_first",
         "_forwarder",
         "_ids",
@@ -40,13 +41,13 @@ class Bundle:
     def __init__(
         self,
         forwarder: Forwarder,
-        connection: Connection,
+        askers: list[Connection],
         requests: list[Request],
         deadline: float | None,
         part_of: PartOf,
     ) -> None:
         self._forwarder = forwarder
-        self._connection = connection
+        self._askers = askers
         self._ids = [request.id for request in requests]
         self._requests: list[Request | None] = [*requests]
         """None: no longer of this bundle."""
@@ -72,12 +73,14 @@ class Bundle:
         if refused:
             replies = [reply for reply in replies if reply.status == OK]
         first, ids, requests = self._first, self._ids, self._requests
-        for reply in replies:
-            index = reply.id - first
+        indexes = [reply.id - first for reply in replies]
+        for reply, index in zip(replies, indexes, strict=True):
             requests[index] = None
             reply.id = ids[index]
         self._left -= len(replies)
-        self._connection.reply_together(replies, sum([len(reply.payload) for reply in replies]))
+        if replies:
+            askers = [self._askers[index] for index in indexes]
+            reply_to_all(askers, replies, sum([len(reply.payload) for reply in replies]))
         for reply in refused:
             self._forwarder.answered(self._leave(reply.id - first), reply)
         if not self._left:
@@ -102,4 +105,4 @@ class Bundle:
         request, self._requests[index] = self._requests[index], None
         assert request is not None
         self._left -= 1
-        return self._part_of(self._ids[index], request, self.deadline)
+        return self._part_of(self._askers[index], self._ids[index], request, self.deadline)

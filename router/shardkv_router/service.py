@@ -100,39 +100,46 @@ class RouterService:
         handler(connection, request, deadline)
 
     def begin_together(
-        self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
+        self, askers: Sequence[Connection], requests: Sequence[Request], deadlines: Sequence[float | None]
     ) -> Callable[[], None] | None:
-        """The server's quick way for reads and writes of one key each."""
+        """The server's quick way for reads and writes of one key each, all of one keyspace."""
+        keys = _keys_of(requests)
+        if keys is None:
+            return None
         try:
-            keys = single_keys(requests)
-            view = self._keyspace(connection, requests[0])
+            names = set(map(self._keyspace_name, askers, requests))
+            view = self.topology.keyspace(names.pop())
         except ShardKVError:
             return None
         sizes = list(map(len, keys))
-        if not min(sizes) or max(sizes) > self._limits.key_bytes_max:
+        if names or not min(sizes) or max(sizes) > self._limits.key_bytes_max:
             return None
-        return partial(self._begin, connection, view, requests, deadlines, keys)
+        return partial(self._begin, askers, view, requests, deadlines, keys)
 
     def _begin(
         self,
-        connection: Connection,
+        askers: Sequence[Connection],
         view: KeyspaceView,
         requests: Sequence[Request],
         deadlines: Sequence[float | None],
         keys: Sequence[bytes],
     ) -> None:
         """Send each request to its node, those of one node and one deadline in one go."""
-        shards, groups = view.shards, defaultdict[tuple[str, float | None], list[Request]](list)
-        for request, deadline, position in zip(requests, deadlines, view.positions(keys), strict=True):
+        shards, groups = (
+            view.shards,
+            defaultdict[tuple[str, float | None], tuple[list[Connection], list[Request]]](lambda: ([], [])),
+        )
+        for asker, request, deadline, position in zip(askers, requests, deadlines, view.positions(keys), strict=True):
             shard = shards[position]
             request.shard, request.epoch = shard.id, shard.epoch
-            groups[shard.node, deadline].append(request)
+            whose, members = groups[shard.node, deadline]
+            whose.append(asker)
+            members.append(request)
         writes = sum([request.op == _WRITE for request in requests])
         self.counts[Op.WRITE] += writes
         self.counts[Op.READ] += len(requests) - writes
-        part_of = partial(_part_of, connection)
-        for (node, deadline), members in groups.items():
-            self._forwarder.send_together(node, Bundle(self._forwarder, connection, members, deadline, part_of))
+        for (node, deadline), (whose, members) in groups.items():
+            self._forwarder.send_together(node, Bundle(self._forwarder, whose, members, deadline, _part_of))
 
     def on_batch_end(self, connection: Connection) -> None:
         """Parts leave by themselves at the end of the loop's turn."""
@@ -254,6 +261,18 @@ class RouterService:
         task = asyncio.get_running_loop().create_task(_answer_with(connection, request_id, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _keys_of(requests: Sequence[Request]) -> list[bytes] | None:
+    """The key of each of these reads and writes; None when one of them has not just one."""
+    ops = {request.op for request in requests}
+    found = {op: single_keys(op, [request.payload for request in requests if request.op == op]) for op in ops}
+    if len(found) == 1:
+        return found.popitem()[1]
+    if None in found.values():
+        return None
+    following = {op: iter(keys or ()) for op, keys in found.items()}
+    return [next(following[request.op]) for request in requests]
 
 
 def _part_of(connection: Connection, request_id: int, request: Request, deadline: float | None) -> Part:

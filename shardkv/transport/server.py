@@ -37,7 +37,8 @@ from shardkv.transport.farewell import LINGERING_MAX, Farewell
 from shardkv.transport.ordering import KeyOrder
 from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
 from shardkv.transport.pace import Pace
-from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
+from shardkv.transport.turn import KEYED, READ, WRITE, Turn, deadline_in
+from shardkv.wire.frame import HEADER_BYTES, FrameDecoder, encode_frame
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
     OK,
@@ -50,7 +51,9 @@ from shardkv.wire.messages import (
     decode_context,
     decode_hello,
     decode_requests,
+    encode_batch,
     error_reply,
+    has_one_request,
 )
 
 log = logging.getLogger(__name__)
@@ -69,8 +72,6 @@ SINGLY = 64
 """After requests that could not be taken together, so many are handed over one by one before that is tried again."""
 CONTEXTS_MAX = 1024
 """Most contexts one connection may register."""
-DEADLINE_MS_MAX = 24 * 3600 * 1000
-"""A longer deadline counts as this one."""
 CLIENT_SHARE = 4
 """A client may have so many times fewer bytes of replies to come than a router: what it asked for comes in line before
 what others ask of the same node."""
@@ -95,19 +96,19 @@ class Service(Protocol):
 
 
 ReadTogether = Callable[[Sequence[Request], float], tuple[Sequence[Reply], int]]
-"""Answers reads that wait one behind the other, in one go: the first ones, as many as it can and, with a look at the
+"""Answers reads in one go: the first ones, as many as it can and, with a look at the
 clock now and then, until about this `time.monotonic()`; and how large the replies are. What it does not answer is
 handed over as any request, so none of its replies is an error. Must not block."""
 
-WriteTogether = Callable[["Connection", Sequence[Request], Sequence[float | None]], bool]
-"""Begins writes that wait one behind the other, each with its deadline, in one go; each is answered later, never before
-this returns. False: it began none of them, and they are handed over as any request. Must not block."""
+WriteTogether = Callable[[Sequence["Connection"], Sequence[Request], Sequence[float | None]], bool]
+"""Begins writes, each with who asks for it and its deadline, in one go; each is answered later, never before this
+returns. False: it began none of them, and they are handed over as any request. Must not block."""
 
 
-BeginTogether = Callable[["Connection", Sequence[Request], Sequence[float | None]], Callable[[], None] | None]
-"""Looks at requests that wait one behind the other, all of one context, with their deadlines, and says how to begin
-them all in one go: by calling what it returns. None: they are to be handed over as any request. They are open when
-they are begun, and their ids may be changed then: the connection knows them by those they came with."""
+BeginTogether = Callable[[Sequence["Connection"], Sequence[Request], Sequence[float | None]], Callable[[], None] | None]
+"""Looks at requests, each with who asks for it and its deadline, and says how to begin them all in one go: by calling
+what it returns. None: they are to be handed over as any request. They are open when they are begun, and their ids may
+be changed then: each connection knows its own by the id it came with."""
 
 
 class Server:
@@ -146,6 +147,7 @@ class Server:
         self.finishing: Connection | None = None
         """The one connection over its share that is read and served on while the process is crowded."""
         self.lingering: set[Farewell] = set()
+        self.turn = Turn(self)
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -177,6 +179,14 @@ class Server:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await asyncio.sleep(0)
+
+    def tick(self) -> int:
+        """A new reading of the clock, for a frame that leaves."""
+        return self.clock.tick(wall_ms())
+
+    def observe(self, clock: int) -> None:
+        """Take note of the clock of a frame that came."""
+        self.clock.observe(clock, wall_ms())
 
     def watch_load(self) -> None:
         """Something was heard: see soon what all connections cost together."""
@@ -316,6 +326,11 @@ class Connection(asyncio.Protocol):
     def closed(self) -> bool:
         return self._transport is None
 
+    @property
+    def server(self) -> Server:
+        """Whose connection it is."""
+        return self._server
+
     def context(self, ctx: int) -> Context | None:
         """What the peer registered under this number."""
         return self._contexts.get(ctx)
@@ -336,7 +351,7 @@ class Connection(asyncio.Protocol):
             replies = [reply for reply, request in zip(replies, taken, strict=True) if request]
         answered = [request for request in taken if request]
         self._open_bytes -= sum([size for size, _, _ in answered])
-        self._open_reads -= sum([op != _WRITE for _, _, op in answered])
+        self._open_reads -= sum([op != WRITE for _, _, op in answered])
         if self._order is not None:
             for reply in replies:
                 self._order.ended(reply.id)
@@ -378,38 +393,101 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable = True
-        self._work()
+        self.work()
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
-        if not self._server.look_due:
-            self._server.watch_load()
         try:
             bodies = self._decoder.feed(data)
         except ProtocolError as error:
             self._refuse(error)
             return
+        if not bodies:
+            self._heard_a_part()
+            return
+        if not self._bodies:
+            self._server.turn.add(self)
         self._bodies += bodies
-        self._work()
+
+    def _heard_a_part(self) -> None:
+        """There is not even one whole frame yet."""
+        if not self._server.look_due:
+            self._server.watch_load()
+        self._adjust_reading()
+
+    # A lone request: the only thing the connection has to do. See turn.py
+
+    def lone_body(self) -> bytes | None:
+        """The body of the frame that is all there is to do, if it has one request, and nothing stands in its way."""
+        bodies = self._bodies
+        if (
+            len(bodies) == 1
+            and has_one_request(bodies[0])
+            and not (self._open or self._waiting or self._replies or self._late)
+            and self._writable
+            and self._order is None
+            and self.peer is not None
+            and self._transport is not None
+        ):
+            return bodies[0]
+        return None
+
+    def open_lone(self, request: Request, deadline: float | None) -> None:
+        """The request was begun, and will be answered later."""
+        size = len(self._bodies.popleft())
+        self._frames_taken += 1
+        self._open[request.id] = (size, deadline, request.op)
+        self._open_bytes += size
+        self._open_reads += request.op != WRITE
+
+    def end_lone(self, clock: int, reply: Reply | RawReply) -> bool:
+        """Send the reply to what is the only open request, while no other reply waits to be sent. False: it is not."""
+        if len(self._open) != 1 or self._replies or self._order is not None:
+            return False
+        request = self._open.pop(reply.id, None)
+        if request is None:
+            return False
+        self._open_bytes -= request[0]
+        self._open_reads -= request[2] != WRITE
+        self._send_alone(clock, reply)
+        return True
+
+    def answer_lone(self, clock: int, reply: Reply | RawReply) -> None:
+        """Send the reply to a request that was never open."""
+        self._bodies.clear()
+        self._frames_taken += 1
+        self._send_alone(clock, reply)
+
+    def _send_alone(self, clock: int, reply: Reply | RawReply) -> None:
+        """Send a reply at once, in a frame of its own."""
+        body = encode_batch(clock, (reply,))
+        size = len(body)
+        if self._transport is None or size > self._limits.frame_bytes_max:
+            self._put(reply)
+            return
+        self._reply_bytes_usual += (size - self._reply_bytes_usual) >> 3
+        self._sent_bytes += size + HEADER_BYTES
+        self._transport.write(encode_frame(body))
+        if self._bodies or self._waiting or not self._reading:
+            self._work_again()
 
     # Requests in
 
     def _take(self, body: bytes) -> None:
         clock, requests = decode_requests(body)
-        self._server.clock.observe(clock, wall_ms())
+        self._server.observe(clock)
         self._frames_taken += 1
         self._frame_bytes = len(body)
         share = len(body) // (len(requests) or 1)
         if self.peer is None and requests:
             self._take_hello(requests.pop(0))
         if len(requests) == 1:
-            self._waiting.append((requests[0], self._deadline_in(requests[0].deadline_ms), share))
+            self._waiting.append((requests[0], deadline_in(self._heard_at, requests[0].deadline_ms), share))
             return
-        deadlines = {left_ms: self._deadline_in(left_ms) for left_ms in {request.deadline_ms for request in requests}}
+        deadlines = {
+            left_ms: deadline_in(self._heard_at, left_ms) for left_ms in {request.deadline_ms for request in requests}
+        }
         self._waiting += [(request, deadlines[request.deadline_ms], share) for request in requests]
-
-    def _deadline_in(self, left_ms: int | None) -> float | None:
-        return None if left_ms is None else self._heard_at + min(left_ms, DEADLINE_MS_MAX) / 1000
 
     def _take_hello(self, request: Request) -> None:
         if request.op != Op.HELLO:
@@ -429,7 +507,7 @@ class Connection(asyncio.Protocol):
             self._order = KeyOrder()
         self._put(Reply(request.id, OK, me.hello(ordered=hello.ordered)))
 
-    def _work(self) -> None:
+    def work(self) -> None:
         """Hand over what came as far as the limits and this connection's turn allow, send what was answered at once,
         and read on accordingly."""
         crowded = self._server.admission.crowded and self is not self._server.finishing
@@ -484,9 +562,9 @@ class Connection(asyncio.Protocol):
             return self._begin_together(server.begin_together)
         if self._stretch < STRETCH or self._full(1):
             return False
-        if op == _READ and server.read_together is not None:
+        if op == READ and server.read_together is not None:
             count, asked = self._read_together(server.read_together)
-        elif op == _WRITE and server.write_together is not None:
+        elif op == WRITE and server.write_together is not None:
             count, asked = self._write_together(server.write_together)
         else:
             return False
@@ -510,24 +588,26 @@ class Connection(asyncio.Protocol):
         room = min(self._requests_max - len(self._open), (self._limits.bytes_in_flight_max - self._open_bytes) // size)
         begun = self._simple_run(_WRITES, min(TOGETHER_MAX, TOGETHER_BYTES // size, room))
         writes = [request for request, _, _ in begun]
-        if len(writes) < 2 or not write_together(self, writes, [deadline for _, deadline, _ in begun]):
+        askers = [self] * len(writes)
+        if len(writes) < 2 or not write_together(askers, writes, [deadline for _, deadline, _ in begun]):
             return 0, len(writes)
-        self._open.update({request.id: (size, deadline, _WRITE) for request, deadline, size in begun})
+        self._open.update({request.id: (size, deadline, WRITE) for request, deadline, size in begun})
         self._open_bytes += sum(size for _, _, size in begun)
         return len(writes), len(writes)
 
     def _begin_together(self, begin_together: BeginTogether) -> bool:
         """Begin requests at the head of the line in one go; False: it is not that simple, go on one by one."""
-        run = self._simple_run(_KEYED, min(TOGETHER_MAX, self._room()))
+        run = self._simple_run(KEYED, min(TOGETHER_MAX, self._room()))
         requests = [request for request, _, _ in run]
-        begin = begin_together(self, requests, [deadline for _, deadline, _ in run]) if len(run) > 1 else None
+        askers = [self] * len(run)
+        begin = begin_together(askers, requests, [deadline for _, deadline, _ in run]) if len(run) > 1 else None
         if begin is None:
             self._singly = len(run)
             return False
         ids = [request.id for request in requests]
         self._open.update([(request.id, (size, deadline, request.op)) for request, deadline, size in run])
         self._open_bytes += sum([size for _, _, size in run])
-        self._open_reads += sum([request.op != _WRITE for request in requests])
+        self._open_reads += sum([request.op != WRITE for request in requests])
         for _ in run:
             self._waiting.popleft()
         try:
@@ -580,7 +660,7 @@ class Connection(asyncio.Protocol):
             raise RemoteProtocolError(f"Request id {request.id} is used twice at once.")
         self._open[request.id] = (size, deadline, request.op)
         self._open_bytes += size
-        self._open_reads += request.op != _WRITE
+        self._open_reads += request.op != WRITE
         try:
             if self._refusal is not None:
                 raise self._refusal
@@ -623,12 +703,12 @@ class Connection(asyncio.Protocol):
             self._late.discard(reply.id)
             return
         self._open_bytes -= request[0]
-        self._open_reads -= request[2] != _WRITE
+        self._open_reads -= request[2] != WRITE
         if self._order is not None:
             self._order.ended(reply.id)
         self._put(reply, size_bytes)
 
-    def _put(self, reply: Reply, size_bytes: int = 0) -> None:
+    def _put(self, reply: Reply | RawReply, size_bytes: int = 0) -> None:
         if self._transport is None:
             return
         self._replies.append(reply)
@@ -655,7 +735,7 @@ class Connection(asyncio.Protocol):
         self._flush_due = False
         self._flush()
         if self._waiting or self._bodies or not self._reading:
-            self._work()
+            self.work()
 
     def _flush(self) -> None:
         self._reply_bytes = 0
@@ -684,7 +764,7 @@ class Connection(asyncio.Protocol):
         return self._frames([error_reply(reply.id, error)])
 
     def _frames(self, replies: list[Reply | RawReply]) -> list[bytes]:
-        return encode_frames(self._server.clock.tick(wall_ms()), replies, self._limits.frame_bytes_max)
+        return encode_frames(self._server.tick(), replies, self._limits.frame_bytes_max)
 
     # Rules
 
@@ -779,19 +859,15 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self, request_id: int) -> None:
         """Answer an open request whose deadline is over; what it still does goes unheard."""
-        if self._open[request_id][2] == _WRITE:
+        if self._open[request_id][2] == WRITE:
             self.fail(request_id, OutcomeUnknown("The write was not answered by its deadline; it may yet be applied."))
         else:
             self.fail(request_id, DeadlineExceeded("The request was not answered by its deadline."))
         self._late.add(request_id)
 
 
-_READ = int(Op.READ)
-_WRITE = int(Op.WRITE)
-"""As plain numbers: comparing with a member of an enum takes 15 times as long."""
-_READS = frozenset((_READ,))
-_WRITES = frozenset((_WRITE,))
-_KEYED = frozenset((_READ, _WRITE))
+_READS = frozenset((READ,))
+_WRITES = frozenset((WRITE,))
 _OWN_OPS = frozenset(map(int, (Op.HELLO, Op.PING, Op.CONTEXT)))
 """What a connection answers itself."""
 

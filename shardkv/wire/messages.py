@@ -411,7 +411,7 @@ def raw(message: Any) -> msgspec.Raw:
     return msgspec.Raw(encode(message))
 
 
-def encode_batch(clock: int, messages: list[Any]) -> bytes:
+def encode_batch(clock: int, messages: Sequence[Any]) -> bytes:
     """The body of a frame: the sender's hybrid clock and a batch of requests or replies."""
     return encode((clock, messages))
 
@@ -424,6 +424,33 @@ def decode_requests(body: bytes) -> Requests:
 def decode_replies(body: bytes) -> Replies:
     """(sender's clock, replies) of a frame body. Raises RemoteProtocolError."""
     return _decode_envelope(_replies_decoder, body, "reply")
+
+
+def _as_list(encoded: Sequence[bytes | msgspec.Raw]) -> bytes:
+    """The list of so many things, up to 65,535, that are encoded already."""
+    return b"\xdc" + len(encoded).to_bytes(2, "big") + b"".join(encoded)
+
+
+_ONE_REQUEST = b"\x91"
+_CLOCK_END = 10
+"""A body begins with the array's byte and, as long as clocks are above 2**32, nine bytes of clock."""
+_lone_requests_decoder: msgspec.msgpack.Decoder[list[tuple[int, tuple[Request]]]] = msgspec.msgpack.Decoder(
+    list[tuple[int, tuple[Request]]]
+)
+
+
+def has_one_request(body: bytes) -> bool:
+    """Whether the body of a frame looks like that of one request: a guess, cheaper than decoding it."""
+    return body[_CLOCK_END : _CLOCK_END + 1] == _ONE_REQUEST
+
+
+def decode_lone_requests(bodies: Sequence[bytes]) -> list[tuple[int, tuple[Request]]] | None:
+    """(sender's clock, the one request) of each of up to 65,535 frame bodies, decoded in one go; None when one of them
+    is something else."""
+    try:
+        return _lone_requests_decoder.decode(_as_list(bodies))
+    except UNDECODABLE:
+        return None
 
 
 def _decode_envelope(decoder: msgspec.msgpack.Decoder[Batch], body: bytes, what: str) -> Batch:
@@ -486,7 +513,7 @@ _reads_decoder: msgspec.msgpack.Decoder[list[Read]] = msgspec.msgpack.Decoder(li
 def decode_reads(payloads: Sequence[msgspec.Raw]) -> list[Read] | None:
     """The payloads of up to 65,535 reads, decoded in one go; None when one of them is malformed."""
     try:
-        return _reads_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
+        return _reads_decoder.decode(_as_list(payloads))
     except UNDECODABLE:
         return None
 
@@ -505,21 +532,21 @@ class _WriteOfOne(Message):
     keys: tuple[bytes]
 
 
-_single_decoders: dict[int, Callable[[msgspec.Raw], _ReadOfOne | _WriteOfOne]] = {
-    int(Op.READ): msgspec.msgpack.Decoder(_ReadOfOne).decode,
-    int(Op.WRITE): msgspec.msgpack.Decoder(_WriteOfOne).decode,
+_single_decoders: dict[int, Callable[[bytes], list[_ReadOfOne] | list[_WriteOfOne]]] = {
+    int(Op.READ): msgspec.msgpack.Decoder(list[_ReadOfOne]).decode,
+    int(Op.WRITE): msgspec.msgpack.Decoder(list[_WriteOfOne]).decode,
 }
 
 
-def single_keys(requests: Sequence[Request]) -> list[bytes]:
-    """The key of each of these reads and writes. Nothing else in them is looked at: whoever carries them out does.
+def single_keys(op: int, payloads: Sequence[msgspec.Raw]) -> list[bytes] | None:
+    """The key of each of up to 65,535 reads or writes. Nothing else in them is looked at: their node does that.
 
-    Raises InvalidArgument when one of them has not just one key, or asks for what does not go to its node as it is.
+    None when one of them has not just one key, or asks for what does not go to its node as it is.
     """
     try:
-        return [_single_decoders[request.op](request.payload).keys[0] for request in requests]
-    except UNDECODABLE as error:
-        raise InvalidArgument(f"A request is not about one key: {_reason(error)}.") from None
+        return [found.keys[0] for found in _single_decoders[op](_as_list(payloads))]
+    except UNDECODABLE:
+        return None
 
 
 class PlainPut(msgspec.Struct, array_like=True, gc=False):
@@ -540,7 +567,7 @@ _puts_decoder: msgspec.msgpack.Decoder[list[PlainPut]] = msgspec.msgpack.Decoder
 def decode_puts(payloads: Sequence[msgspec.Raw]) -> list[PlainPut] | None:
     """The payloads of up to 65,535 writes, decoded in one go; None when one of them is more than plain puts."""
     try:
-        return _puts_decoder.decode(b"\xdc" + len(payloads).to_bytes(2, "big") + b"".join(payloads))
+        return _puts_decoder.decode(_as_list(payloads))
     except UNDECODABLE:
         return None
 

@@ -24,13 +24,13 @@ class Later(Together):
         self.broken = False
 
     def begin_together(
-        self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
+        self, askers: Sequence[Connection], requests: Sequence[Request], deadlines: Sequence[float | None]
     ) -> Callable[[], None]:
         def begin() -> None:
             if self.broken:
                 raise ValueError("broken")
             self.runs.append(len(requests))
-            self.begun += [(connection, request.id, request.ctx) for request in requests]
+            self.begun += [(asker, one.id, one.ctx) for asker, one in zip(askers, requests, strict=True)]
 
         return begin
 

@@ -131,7 +131,7 @@ def test_a_drain_waits_until_what_was_answered_is_sent() -> None:
         (connection,) = server.connections
         transport = connection._transport
         assert transport is not None
-        await until(lambda: transport.get_write_buffer_size() and not connection._open)
+        await until(lambda: transport.get_write_buffer_size() and connection.in_flight == 1)
         draining = asyncio.ensure_future(server.drain(grace_s=5))
         for _ in range(100):
             assert (await client.reply()).status == OK
@@ -148,7 +148,7 @@ def test_the_drain_does_not_end_before_the_last_byte_left() -> None:
         (connection,) = server.connections
         transport = connection._transport
         assert transport is not None
-        await until(lambda: transport.get_write_buffer_size() and not connection._open)
+        await until(lambda: transport.get_write_buffer_size() and connection.in_flight == 1)
         draining = asyncio.ensure_future(server.drain(grace_s=5))
         await asyncio.sleep(0.05)
         assert not draining.done()

@@ -13,6 +13,7 @@ from shardkv.limits import Limits
 from shardkv.transport import server as server_module
 from shardkv.transport.admission import Load
 from shardkv.transport.server import SINGLY, TOGETHER_BYTES, TOGETHER_MAX, Connection, Server
+from shardkv.transport.turn import reply_to_all
 from shardkv.wire.messages import NOTHING, OK, Op, RawReply, Reply, Request, decode_any, raw, reply_error
 from tests.shardkv.transport.test_read_together import Talk
 from tests.shardkv.transport.test_server import HELLO, SERVER, Echo
@@ -33,7 +34,7 @@ class Together(Echo):
         super().__init__()
         self.runs: list[int] = []
         """How many writes were begun in each go."""
-        self._begun: list[tuple[Connection, list[Request]]] = []
+        self._begun: list[tuple[list[Connection], list[Request]]] = []
 
     def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
         if request.op == Op.WRITE:
@@ -42,29 +43,29 @@ class Together(Echo):
             super().on_request(connection, request, deadline)
 
     def write_together(
-        self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
+        self, askers: Sequence[Connection], requests: Sequence[Request], deadlines: Sequence[float | None]
     ) -> bool:
         assert len(requests) == len(deadlines)
         if "no" in [decode_any(request.payload) for request in requests]:
             return False
         self.runs.append(len(requests))
-        self._begun.append((connection, list(requests)))
+        self._begun.append((list(askers), list(requests)))
         return True
 
     def answer(self) -> None:
         begun, self._begun = self._begun, []
-        for connection, requests in begun:
-            connection.reply_together([Reply(one.id, OK, one.payload) for one in requests])
+        for askers, requests in begun:
+            reply_to_all(askers, [Reply(one.id, OK, one.payload) for one in requests])
 
 
 class Answering(Together):
     """Answers by itself, soon after."""
 
     def write_together(
-        self, connection: Connection, requests: Sequence[Request], deadlines: Sequence[float | None]
+        self, askers: Sequence[Connection], requests: Sequence[Request], deadlines: Sequence[float | None]
     ) -> bool:
         asyncio.get_running_loop().call_soon(self.answer)
-        return super().write_together(connection, requests, deadlines)
+        return super().write_together(askers, requests, deadlines)
 
 
 @contextlib.asynccontextmanager
