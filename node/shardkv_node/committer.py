@@ -20,6 +20,7 @@ from time import monotonic
 from shardkv.errors import DeadlineExceeded, InvalidArgument, Overloaded, ShardKVError, StorageError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.admission import overloaded
+from shardkv.transport.turn import turn_of
 from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Group, Write
@@ -58,6 +59,7 @@ class Committer:
         self._shed_due = False
         self._store = store
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._on_fatal = on_fatal
         self._queue: deque[_Queued] = deque()
         self._queued = 0
@@ -156,7 +158,7 @@ class Committer:
     def _schedule(self) -> None:
         if not self._form_due and not self._busy and self._queue:
             self._form_due = True
-            self._loop.call_soon(self._form)
+            self._turn.defer(self._form)
 
     def _form(self) -> None:
         """Log what is queued as one group, and see to its sync."""

@@ -16,8 +16,8 @@ from typing import Any
 
 from shardkv.errors import BatchTooLarge, InvalidArgument, ShardKVError
 from shardkv.limits import Limits
+from shardkv.transport.lone import reply_to_all
 from shardkv.transport.server import Connection, unknown_operation
-from shardkv.transport.turn import reply_to_all
 from shardkv.wire.checks import check_range, check_read, check_token, check_write
 from shardkv.wire.messages import (
     OK,

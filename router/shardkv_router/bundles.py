@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shardkv.errors import ShardKVError
+from shardkv.transport.lone import reply_to_all
 from shardkv.transport.peer import Peer
 from shardkv.transport.server import Connection
-from shardkv.transport.turn import reply_to_all
 from shardkv.wire.messages import OK, RawReply, Request
 from shardkv_router.forwarding import Forwarder, Part
 

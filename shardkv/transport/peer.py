@@ -34,6 +34,7 @@ from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.address import parse_address, problem_of
 from shardkv.transport.outbox import encode_frames, set_socket_options
 from shardkv.transport.server import wall_ms
+from shardkv.transport.turn import turn_of
 from shardkv.wire.frame import HEADER_BYTES, FrameDecoder
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
@@ -291,6 +292,7 @@ class _Wire(asyncio.Protocol):
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._decoder = FrameDecoder(peer.limits.frame_bytes_max)
         self._transport: asyncio.Transport | None = None
         self._outbox: list[Request] = []
@@ -365,11 +367,11 @@ class _Wire(asyncio.Protocol):
         """Something is about to be put into the outbox: it leaves at the end of the loop's turn."""
         self._owes = True
         if not self._outbox:
-            self._loop.call_soon(self._flush)
+            self._turn.defer(self._flush)
 
     def _flush(self) -> None:
         """Send what this turn brought. What a lost connection cannot send stays where `connection_lost` finds it."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing() or not self._outbox:
             return
         requests, self._outbox = self._outbox, []
         bytes_max = self._peer.limits.frame_bytes_max
@@ -408,6 +410,7 @@ class _Wire(asyncio.Protocol):
         self._peer.on_room()
 
     def data_received(self, data: bytes) -> None:
+        at_once = self._turn.enter()
         try:
             for body in self._decoder.feed(data):
                 clock, replies = decode_replies(body)
@@ -417,6 +420,8 @@ class _Wire(asyncio.Protocol):
             self._broke_off(error)
         self._silent_looks = 0
         self._owes = bool(self.pending)
+        if at_once:
+            self._turn.leave()
 
     def _hand_out(self, replies: list[RawReply]) -> None:
         """Give every reply to who waits for it; those to one run all at once. Raises RemoteProtocolError."""

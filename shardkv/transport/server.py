@@ -34,10 +34,11 @@ from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.transport.admission import LOOK_INTERVAL_S, LOOK_SHARE, Admission, Load
 from shardkv.transport.farewell import LINGERING_MAX, Farewell
+from shardkv.transport.lone import KEYED, READ, WRITE, Heard, deadline_in
 from shardkv.transport.ordering import KeyOrder
 from shardkv.transport.outbox import BATCH_BYTES, encode_frames, set_socket_options
 from shardkv.transport.pace import Pace
-from shardkv.transport.turn import KEYED, READ, WRITE, Turn, deadline_in
+from shardkv.transport.turn import turn_of
 from shardkv.wire.frame import HEADER_BYTES, FrameDecoder, encode_frame
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
@@ -147,7 +148,7 @@ class Server:
         self.finishing: Connection | None = None
         """The one connection over its share that is read and served on while the process is crowded."""
         self.lingering: set[Farewell] = set()
-        self.turn = Turn(self)
+        self.heard = Heard(self)
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -270,6 +271,7 @@ class Connection(asyncio.Protocol):
         "_singly",
         "_stretch",
         "_transport",
+        "_turn",
         "_waiting",
         "_writable",
         "peer",
@@ -281,6 +283,7 @@ class Connection(asyncio.Protocol):
         self._limits = limits = server.limits
         self._decoder = FrameDecoder(limits.hello_bytes_max)
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._transport: asyncio.Transport | None = None
         self._bodies: deque[bytes] = deque()
         """Frames that are not decoded yet."""
@@ -396,17 +399,22 @@ class Connection(asyncio.Protocol):
         self.work()
 
     def data_received(self, data: bytes) -> None:
+        at_once = self._turn.enter()
         self._heard_at = self._loop.time()
         try:
-            bodies = self._decoder.feed(data)
+            self._feed(data)
         except ProtocolError as error:
             self._refuse(error)
-            return
+        if at_once:
+            self._turn.leave()
+
+    def _feed(self, data: bytes) -> None:
+        bodies = self._decoder.feed(data)
         if not bodies:
             self._heard_a_part()
             return
         if not self._bodies:
-            self._server.turn.add(self)
+            self._server.heard.add(self)
         self._bodies += bodies
 
     def _heard_a_part(self) -> None:
@@ -415,7 +423,7 @@ class Connection(asyncio.Protocol):
             self._server.watch_load()
         self._adjust_reading()
 
-    # A lone request: the only thing the connection has to do. See turn.py
+    # A lone request: the only thing the connection has to do. See lone.py
 
     def lone_body(self) -> bytes | None:
         """The body of the frame that is all there is to do, if it has one request, and nothing stands in its way."""
@@ -728,8 +736,9 @@ class Connection(asyncio.Protocol):
         """Replies leave at the end of the loop's turn, or at once when they are many bytes."""
         if self._reply_bytes > BATCH_BYTES:
             self._flush()
-        else:
-            self._work_again()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._turn.defer(self._flush_and_work)
 
     def _flush_and_work(self) -> None:
         self._flush_due = False

@@ -34,7 +34,7 @@ from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.write import Write
 
 RETENTION_MS = 25 * 3600 * 1000
-"""How long a record is kept after the write: longer than any request may be under way (turn.DEADLINE_MS_MAX)."""
+"""How long a record is kept after the write: longer than any request may be under way (lone.DEADLINE_MS_MAX)."""
 _HASH_BYTES = 8
 
 

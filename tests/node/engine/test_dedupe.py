@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from shardkv.errors import ConditionFailed, InvalidArgument, InvalidNumber, ShardUnavailable, StorageError
-from shardkv.transport.turn import DEADLINE_MS_MAX
+from shardkv.transport.lone import DEADLINE_MS_MAX
 from shardkv_node.engine.columns import DELETE, PUT
 from shardkv_node.engine.dedupe import RETENTION_MS
 from shardkv_node.engine.puts import Puts

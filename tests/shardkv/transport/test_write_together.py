@@ -12,8 +12,8 @@ from shardkv.errors import DeadlineExceeded, Draining, OutcomeUnknown
 from shardkv.limits import Limits
 from shardkv.transport import server as server_module
 from shardkv.transport.admission import Load
+from shardkv.transport.lone import reply_to_all
 from shardkv.transport.server import SINGLY, TOGETHER_BYTES, TOGETHER_MAX, Connection, Server
-from shardkv.transport.turn import reply_to_all
 from shardkv.wire.messages import NOTHING, OK, Op, RawReply, Reply, Request, decode_any, raw, reply_error
 from tests.shardkv.transport.test_read_together import Talk
 from tests.shardkv.transport.test_server import HELLO, SERVER, Echo

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from shardkv.errors import DeadlineExceeded, OutcomeUnknown
 from shardkv.limits import Limits
+from shardkv.transport.lone import reply_to_all
 from shardkv.transport.server import Connection, Server, wall_ms
-from shardkv.transport.turn import reply_to_all
 from shardkv.wire.frame import FrameDecoder, encode_frame
 from shardkv.wire.messages import (
     OK,
