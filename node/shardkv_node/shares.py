@@ -31,6 +31,7 @@ from shardkv.wire.messages import (
 )
 from shardkv.wire.messages import Write as WriteRequest
 from shardkv_node.committer import Committer
+from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.write import Write
 from shardkv_node.outcome import told_error, told_results
 from shardkv_node.ownership import Ownership
@@ -41,6 +42,9 @@ class ReadOf(Protocol):
 
     def __call__(self, tablet: int, keys: Sequence[bytes], *, want_versions: bool) -> tuple[ReadReply, int]: ...
 
+
+_Spans = list[tuple[int, int, int, int]]
+"""(shard, epoch, index of its first key, index after its last)"""
 
 WriteOf = Callable[[int, WriteRequest, Callable[[Write], None]], Write]
 """A checked write to a tablet, as the store takes it, with what is to be called when it has ended."""
@@ -101,7 +105,43 @@ class Shares:
         if asked.conditions is not None or asked.kinds == Kind.INCR:
             raise InvalidArgument("A write with conditions, or an incr, is of one shard, and names it.")
         spans = _spans(asked.shards, len(asked.keys))
-        outcome = _Outcome(connection, request.id, len(asked.keys), len(spans))
+        plain = asked.kinds == Kind.PUT and asked.ttl_ms is None and not asked.want_existed
+        if not (plain and self._put_all(connection, request.id, asked, spans, deadline)):
+            self._write_each(connection, request.id, asked, spans, deadline)
+
+    def _put_all(
+        self, connection: Connection, request_id: int, asked: SharedWrite, spans: _Spans, deadline: float | None
+    ) -> bool:
+        """Submit puts to all the shards in one go; False: some shard refuses, and each is to be asked for itself."""
+        keys, values = asked.keys, asked.values
+        try:
+            tablets = [self._ownership.tablet_of(shard, epoch) for shard, epoch, _, _ in spans]
+            puts = Puts(
+                tablets,
+                [keys[first:end] for _, _, first, end in spans],
+                [values[first:end] for _, _, first, end in spans],
+                apart=partial(self._apart, connection, request_id, asked, spans, tablets),
+                done=partial(_answer_puts, connection, request_id, len(keys)),
+                tokens=None if asked.token is None else [(asked.token.lane, asked.token.number)] * len(spans),
+            )
+            self._committer.submit_puts(puts, [deadline] * len(spans))
+        except ShardKVError:
+            return False
+        return True
+
+    def _apart(
+        self, connection: Connection, request_id: int, asked: SharedWrite, spans: _Spans, tablets: Sequence[int]
+    ) -> list[Write]:
+        outcome = _Outcome(connection, request_id, len(asked.keys), len(spans))
+        return [
+            self._write_of(tablet, _part(asked, first, end), partial(outcome.ended, shard, first))
+            for tablet, (shard, _, first, end) in zip(tablets, spans, strict=True)
+        ]
+
+    def _write_each(
+        self, connection: Connection, request_id: int, asked: SharedWrite, spans: _Spans, deadline: float | None
+    ) -> None:
+        outcome = _Outcome(connection, request_id, len(asked.keys), len(spans))
         for shard, epoch, first, end in spans:
             try:
                 tablet = self._ownership.tablet_of(shard, epoch)
@@ -143,6 +183,11 @@ class _Outcome:
             self._connection.reply(self._request_id, WriteReply(bytes(self._results), None, self._problems))
 
 
+def _answer_puts(connection: Connection, request_id: int, operations: int, puts: Puts) -> None:
+    """Tell that all of them were applied."""
+    connection.reply(request_id, WriteReply(bytes(operations), None, []))
+
+
 def _part(asked: SharedWrite, first: int, end: int) -> WriteRequest:
     """The write to one of the shards."""
     return WriteRequest(
@@ -156,9 +201,10 @@ def _part(asked: SharedWrite, first: int, end: int) -> WriteRequest:
     )
 
 
-def _spans(shards: Sequence[tuple[int, int, int]], count: int) -> list[tuple[int, int, int, int]]:
-    """(shard, epoch, index of its first key, index after its last). Raises InvalidArgument."""
-    spans, at = [], 0
+def _spans(shards: Sequence[tuple[int, int, int]], count: int) -> _Spans:
+    """Raises InvalidArgument."""
+    spans: _Spans = []
+    at = 0
     for shard, epoch, length in shards:
         spans.append((shard, epoch, at, at + length))
         at += length

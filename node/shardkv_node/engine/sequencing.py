@@ -130,10 +130,11 @@ def sequence(
         next_seqnos[number] = seqno
         entries.append(WriteEntry(number, term, seqno, None, write.keys, write.kinds, write.expiries, write.values))
         accepted.append((write, tablet))
+    now_ms = clock() if records else 0
     for number, made in records.items():
         where = tablets[number].records
         if made and where is not None:
-            record = write_of(made, where, clock())
+            record = write_of(made, where, now_ms)
             seqno = where.last_seqno + 1
             entries.append(
                 WriteEntry(where.number, term, seqno, None, record.keys, record.kinds, record.expiries, record.values)
