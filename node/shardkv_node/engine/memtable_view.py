@@ -40,14 +40,18 @@ class MemtableView:
 
     def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
         """The rows with keys in [start, stop); see `Source`. The memtable must not change meanwhile."""
-        undos = self._undos()
         for keys in self._memtable.key_chunks(start, stop, reverse=reverse):
-            cells: list[bytes | None] = list(self._memtable.cells_of(keys))
-            for undo in undos:
-                cells = list(map(undo.get, keys, cells))
+            cells = self.cells_before(keys, self._memtable.cells_of(keys))
             rows = [(key, cell) for key, cell in zip(keys, cells, strict=True) if cell is not None]
             if rows:
                 yield unpack_cells([key for key, _ in rows], [cell for _, cell in rows])
+
+    def cells_before(self, keys: list[bytes], cells: list[bytes]) -> list[bytes | None]:
+        """Of keys whose cells are these now, the cells they had; None where there was none."""
+        before: list[bytes | None] = list(cells)
+        for undo in self._undos():
+            before = list(map(undo.get, keys, before))
+        return before
 
     def close(self) -> None:
         """Take the view out of the chain; what its map knows passes to the next older one, which may need it."""

@@ -7,8 +7,8 @@ grants the lane *credit*: so many bytes, for so long. A put that the credit does
 Invariants:
   - a put is logged as a group of its own, then applied; `write` has returned before the put does;
   - nothing that the credit was granted on changes without `revoke`: the log segment and the memtable, a snapshot's
-    claim to the rows as they were, a fence, the term and the health of the store, and, in the interval mode, the sync
-    under way;
+    claim to the rows as they were, a pin's to every write, a fence, the term and the health of the store, and, in the
+    interval mode, the sync under way;
   - what the lane wrote is part of the sums of store and memtable only after `revoke`, which returns it.
 
 A put that must be synced before it is acknowledged is logged here by `log`, and synced and applied by the owner, as a

@@ -43,7 +43,7 @@ from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.scrub import Scrub
 from shardkv_node.engine.sequencing import sequence, taken_apart
 from shardkv_node.engine.snapshot import StoreSnapshot
-from shardkv_node.engine.store_tablets import StoreTablets
+from shardkv_node.engine.store_moves import StoreMoves
 from shardkv_node.engine.syncer import InlineSyncer, Syncer, ThreadSyncer
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.vfs import Lock, OsVfs, Vfs
@@ -78,8 +78,8 @@ class SyncTarget:
         self.log.sync()
 
 
-class Store(StoreTablets):
-    """Made by `Store.open`. What it does with whole tablets is in `StoreTablets`."""
+class Store(StoreMoves):
+    """Made by `Store.open`. What it does with whole tablets is in `StoreTablets` and `StoreMoves`."""
 
     @classmethod
     def open(
@@ -159,6 +159,8 @@ class Store(StoreTablets):
         }
         self._join_records(self._tablets.values())
         self._splits = {}
+        self._pins = {}
+        self._between_groups = []
         self._closed_segments = found.segments
         self._active_bytes = sum(memtable.resident_bytes for memtable in found.memtables.values())
         self._syncer = syncer
@@ -299,6 +301,8 @@ class Store(StoreTablets):
             memtable.apply(write.keys, write.kinds, write.version, write.values, write.expiries)
             self._active_bytes += memtable.resident_bytes - before
             write.applied = True
+        if self._pins:
+            self._feed_tails(group.accepted)
         for write, error in group.refused:
             write.error = error
         for write in group.repeated:
@@ -310,6 +314,8 @@ class Store(StoreTablets):
             self._grant_quick_puts(self._quick)
         if self._splits:
             self._advance_splits()
+        if self._between_groups:
+            self._run_between_groups()
 
     def quick_lane(self, tablet: int) -> QuickLane:
         """A way in for single puts, open while the last group left room for more. For one tablet of a store.
@@ -332,7 +338,7 @@ class Store(StoreTablets):
             or self.health.background is not None
             or self.write_refusal() is not None
             or lane.fenced
-            or (durability != "always" and lane.watched)
+            or (durability != "always" and (lane.watched or lane.tablet in self._pins))
         ):
             lane.grant(self._log, self.term, credit, synced=durability == "always")
 
@@ -340,6 +346,8 @@ class Store(StoreTablets):
         """Make a put visible that went by `lane.log` and is synced."""
         self._active_bytes += lane.apply(key, value, version)
         self._writes += 1
+        if self._pins:
+            self._feed_quick_put(lane.tablet, key, value, version)
 
     def _end_quick_puts(self) -> None:
         """Due before anything is looked at or changed that quick puts change, or depend on."""
@@ -390,6 +398,7 @@ class Store(StoreTablets):
         self._in_flight = None
         poisoned = self.health.poison(error)
         self._advance_splits()
+        self._run_between_groups()
         return poisoned
 
     @property

@@ -88,7 +88,7 @@ class StoreTablets(Reads):
         self._require_idle()
         self._close_quick_lane(number)
         tablet = self._tablet(number)
-        self.maintenance.change_tablets([], _with_records(tablet), self._position)
+        self.maintenance.change_tablets([], with_records(tablet), self._position)
         self._active_bytes -= tablet.active.resident_bytes
         if tablet.records is not None:
             self._active_bytes -= tablet.records.active.resident_bytes
@@ -182,7 +182,7 @@ class StoreTablets(Reads):
         left, right = self._halves(tablet, self._state.next_tablet, labels)
         below, above = cut_levels(self._state.tablets[number].levels, at_key)
         made = [(left, below), (right, above), *self._halves_of_records(tablet, (left, right), right.number + 1)]
-        self.maintenance.change_tablets(made, _with_records(tablet), self._position)
+        self.maintenance.change_tablets(made, with_records(tablet), self._position)
         self._join_records([half for half, _ in made])
         self.maintenance.schedule()
         return left.number, right.number
@@ -230,7 +230,7 @@ class StoreTablets(Reads):
         also = [self.maintenance.numbers_after(meta for levels in (left, right) for metas in levels for meta in metas)]
         records = self._halves_of_records(split.tablet, halves, self._state.next_tablet)
         made = [(halves[0], left), (halves[1], right), *records]
-        self.maintenance.change_tablets(made, _with_records(split.tablet), self._position, also)
+        self.maintenance.change_tablets(made, with_records(split.tablet), self._position, also)
         self._join_records([half for half, _ in made])
 
     def _advance_splits(self) -> None:
@@ -274,20 +274,28 @@ class StoreTablets(Reads):
         """
         self._require_open()
         tablet = self._tablet(number)
-        parts = [self.maintenance.levels_of(part) for part in _with_records(tablet)]
+        seqnos = [self._state.tablets[part].flushed_seqno for part in with_records(tablet)]
+        manifest, unpin = self._pinned_manifest(tablet, seqnos)
+        return TabletExport(self._vfs, self.directory, manifest, lambda _: unpin())
+
+    def _pinned_manifest(self, tablet: Tablet, seqnos: Sequence[int]) -> tuple[ExportManifest, Callable[[], None]]:
+        """What lists the tablet's tables, and those with its records; they stay until the function is called.
+
+        `seqnos`: up to where it has all writes; of the tablet, and of its records if there are any.
+        """
+        parts = [self.maintenance.levels_of(part) for part in with_records(tablet)]
         for levels in parts:
             self.maintenance.pin(levels)
         tables = [[(level, meta) for level, metas in enumerate(levels) for meta in metas] for levels in parts]
-        seqnos = [self._state.tablets[part].flushed_seqno for part in _with_records(tablet)]
-        manifest = ExportManifest(self.store_id, number, tablet.label, seqnos[0], tables[0])
+        manifest = ExportManifest(self.store_id, tablet.number, tablet.label, seqnos[0], tables[0])
         if tablet.records is not None:
             manifest = msgspec.structs.replace(manifest, records_seqno=seqnos[1], records=tables[1])
 
-        def release(_: TabletExport) -> None:
+        def unpin() -> None:
             for levels in parts:
                 self.maintenance.unpin(levels)
 
-        return TabletExport(self._vfs, self.directory, manifest, release)
+        return manifest, unpin
 
     def import_tablet(self, directory: str, label: bytes) -> int:
         """Make a tablet of an export, which stays as it is. Returns its number; durable on return.
@@ -366,6 +374,6 @@ class StoreTablets(Reads):
             )
 
 
-def _with_records(tablet: Tablet) -> list[int]:
+def with_records(tablet: Tablet) -> list[int]:
     """The numbers of the tablet and of the one with its records, if it has one."""
     return [tablet.number] if tablet.records is None else [tablet.number, tablet.records.number]
