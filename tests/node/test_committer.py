@@ -30,6 +30,8 @@ class HeldSyncer:
     def submit(self, sync: Callable[[], None], done: Done, *, delay_s: float = 0.0) -> None:
         self.waiting.append((sync, done))
 
+    def hurry(self) -> None: ...
+
     def close(self) -> None: ...
 
     def finish(self) -> None:

@@ -569,6 +569,10 @@ class Maintenance:
 
     # --- tables ---
 
+    def table_options(self) -> TableOptions:
+        """Of tables that compaction will rewrite."""
+        return self._table_options(self._options.upper_compression)
+
     def _table_options(self, compression: str) -> TableOptions:
         return TableOptions(
             codec=_CODECS[compression],

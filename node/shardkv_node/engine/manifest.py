@@ -13,6 +13,7 @@ A manifest is a sequence of edits; applying them in order to an empty `ManifestS
     7 numbers    next_file, next_tablet       never given out below these
     8 segment    number                       the first log segment that is still needed
     9 closed     position                     closed in order, the log on disk up to here: the last edit of all
+   10 label      tablet, label                the tablet has another label from now on
 
 Removing a table and adding it again in one edit changes its clip (`TableMeta.start`, `stop`), or moves it to another
 level. Tablets may share a table, each through a clip of its own: a file is in use while any of them names it. A split
@@ -96,8 +97,22 @@ class ClosedEdit(msgspec.Struct, array_like=True, tag=9):
     position: Position
 
 
+class LabelEdit(msgspec.Struct, array_like=True, tag=10):
+    tablet: int
+    label: bytes
+
+
 Edit = (
-    StoreEdit | CreatedEdit | DroppedEdit | TablesEdit | FlushedEdit | TermEdit | NumbersEdit | SegmentEdit | ClosedEdit
+    StoreEdit
+    | CreatedEdit
+    | DroppedEdit
+    | TablesEdit
+    | FlushedEdit
+    | TermEdit
+    | NumbersEdit
+    | SegmentEdit
+    | ClosedEdit
+    | LabelEdit
 )
 
 _DECODER: msgspec.msgpack.Decoder[list[Edit]] = msgspec.msgpack.Decoder(list[Edit])
@@ -152,6 +167,8 @@ class ManifestState:
             del self.tablets[edit.tablet]
         elif isinstance(edit, TermEdit):
             self.term = edit.term
+        elif isinstance(edit, LabelEdit):
+            self._tablet(edit.tablet).label = edit.label
         elif isinstance(edit, ClosedEdit):
             self.closed = edit.position
         else:

@@ -120,6 +120,10 @@ class Memtable:
         ]
         self._put(keys, packed, values)
 
+    def apply_rows(self, rows: Columns) -> None:
+        """Take rows with the versions they have. Requires: no row here is newer, and no view that must be told."""
+        self._put(rows.keys, _pack_rows(rows), rows.values)
+
     def _put(self, keys: Sequence[bytes], packed: list[bytes], values: Sequence[bytes]) -> None:
         cells = self.cells
         before = len(cells)
@@ -268,6 +272,21 @@ def pack_cells(kinds: int | bytes, version: int, expiries: int | bytes, values: 
         bytes((kind,)) + stamp + (expiry.to_bytes(8, "big") if kind == PUT_EXPIRING else b"") + value
         for kind, expiry, value in rows
     ]
+
+
+def _pack_rows(rows: Columns) -> list[bytes]:
+    """The cells of rows that have a version each: what `unpack_cells` unpacks."""
+    n = len(rows)
+    kinds, versions = expand_kinds(rows.kinds, n), expand_u64(rows.versions, n)
+    cells = [
+        (kind << 64 | version).to_bytes(CELL_HEADER_BYTES, "big") + value
+        for kind, version, value in zip(kinds, versions, rows.values, strict=True)
+    ]
+    if PUT_EXPIRING in kinds:
+        for row, (kind, expiry) in enumerate(zip(kinds, expand_u64(rows.expiries, n), strict=True)):
+            if kind == PUT_EXPIRING:
+                cells[row] = cells[row][:CELL_HEADER_BYTES] + expiry.to_bytes(8, "big") + rows.values[row]
+    return cells
 
 
 def unpack_cells(keys: list[bytes], cells: list[bytes]) -> Columns:

@@ -161,6 +161,8 @@ class Store(StoreMoves):
         self._splits = {}
         self._pins = {}
         self._between_groups = []
+        self._sync_waiters: list[tuple[LogWriter, int, Callable[[StorageError | None], None]]] = []
+        """What is to be called once so much of a log is on disk."""
         self._closed_segments = found.segments
         self._active_bytes = sum(memtable.resident_bytes for memtable in found.memtables.values())
         self._syncer = syncer
@@ -387,6 +389,40 @@ class Store(StoreMoves):
 
             self._syncer.submit(target.sync, ended, delay_s=self.options.sync_interval_ms / 1000)
 
+    def sync_log(self, done: Callable[[StorageError | None], None]) -> None:
+        """Have all that was logged so far on disk, whatever the durability mode asks for, as soon as possible.
+
+        `done(None)` is called once it is, maybe before this returns; `done(error)`: it never will be.
+        """
+        refusal = self.write_refusal() if self.closed or self.health.poisoned else None
+        if refusal is not None or not self._log.needs_sync:
+            done(refusal)
+            return
+        self._sync_waiters.append((self._log, self._log.offset, done))
+        if self._syncing is None:
+            self._sync_for_waiters()
+        else:
+            self._syncer.hurry()
+
+    def _sync_for_waiters(self) -> None:
+        target = self.sync_target()
+
+        def ended(error: StorageError | None) -> None:
+            if self._sync_ended(target, error) is None and self.options.durability == "interval":
+                self.schedule_sync()
+
+        self._syncer.submit(target.sync, ended)
+
+    def _answer_sync_waiters(self, error: StorageError | None) -> None:
+        """Call those that need not wait any more, and begin a sync for the others."""
+        log, synced = self._log, self._log.synced_offset
+        answered = [one for one in self._sync_waiters if error is not None or one[0] is not log or one[1] <= synced]
+        self._sync_waiters = [one for one in self._sync_waiters if one not in answered]
+        for _, _, done in answered:
+            done(error)
+        if self._sync_waiters and self._syncing is None:
+            self._sync_for_waiters()
+
     def _sync_ended(self, target: SyncTarget, error: StorageError | None) -> StorageError | None:
         if error is None:
             self.synced(target)
@@ -399,6 +435,7 @@ class Store(StoreMoves):
         poisoned = self.health.poison(error)
         self._advance_splits()
         self._run_between_groups()
+        self._answer_sync_waiters(poisoned)
         return poisoned
 
     @property
@@ -426,6 +463,8 @@ class Store(StoreMoves):
             log.close()
         elif log.offset == target.offset and not self._mark_pending:
             self._mark_when_quiet()
+        if self._sync_waiters:
+            self._answer_sync_waiters(None)
 
     def _mark_when_quiet(self) -> None:
         """Mark the log once nothing was written to it for `MARK_DELAY_S`."""

@@ -14,17 +14,26 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
-from shardkv.errors import InvalidArgument
-from shardkv_node.engine.columns import NO_EXPIRY, PUT
+from shardkv.errors import InvalidArgument, StorageError
+from shardkv_node.engine import filenames
+from shardkv_node.engine.backpressure import Backpressure
+from shardkv_node.engine.columns import NO_EXPIRY, PUT, TERM_MAX
 from shardkv_node.engine.dismantling import Dismantler
+from shardkv_node.engine.entries import WriteEntry
+from shardkv_node.engine.manifest import LabelEdit, TermEdit
 from shardkv_node.engine.memory_dump import MemoryDump
 from shardkv_node.engine.puts import Puts
+from shardkv_node.engine.staging import Staging, StagingImport, apply_entries
 from shardkv_node.engine.store_tablets import StoreTablets, with_records
 from shardkv_node.engine.tablet import Tablet
+from shardkv_node.engine.tablet_export import ExportManifest
 from shardkv_node.engine.tablet_pin import TabletPin
-from shardkv_node.engine.tail import TAIL_BYTES_MAX, Tail
+from shardkv_node.engine.tail import TAIL_BYTES_MAX, Tail, TailBatch
 from shardkv_node.engine.tail_digest import TailDigest
 from shardkv_node.engine.write import Write
+
+STAGED_UNSYNCED_BYTES = 1024 * 1024
+"""With more than this unsynced after a batch, a sync is begun where no other mode of durability sees to it."""
 
 
 class StoreMoves(StoreTablets):
@@ -35,8 +44,16 @@ class StoreMoves(StoreTablets):
     """Those that are open, by tablet."""
     _between_groups: list[Callable[[], None]]
 
+    backpressure: Backpressure
+
     @abstractmethod
-    def _require_idle(self) -> None: ...
+    def _make_room(self) -> None: ...
+    @abstractmethod
+    def _tick(self) -> int: ...
+    @abstractmethod
+    def schedule_sync(self) -> None: ...
+    @abstractmethod
+    def sync_log(self, done: Callable[[StorageError | None], None]) -> None: ...
 
     def between_groups(self, call: Callable[[], None]) -> None:
         """Run `call` while no group is in flight: now, or right after the one there is was applied or failed."""
@@ -114,3 +131,106 @@ class StoreMoves(StoreTablets):
             on_write = self._pins[number].tail.on_write
             if on_write is not None:
                 on_write()
+
+    # --- the store it goes to ---
+
+    def begin_staging(
+        self, directory: str, manifest: ExportManifest, *, before: Staging | None = None
+    ) -> StagingImport:
+        """A tablet to be brought here: `manifest` is that of its pin, `directory` where its files are, or will be.
+
+        `before`: the staging tablet of an earlier round from this directory; files that were verified for it are not
+        read again. Raises what `write_refusal` says.
+        """
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        return StagingImport(
+            self._vfs,
+            directory,
+            manifest,
+            table_directory=filenames.table_directory(self.directory),
+            file_number=self._state.next_file,
+            random_bytes=self._random_bytes,
+            options=self.maintenance.table_options(),
+            verified=set() if before is None else set(before.verified),
+        )
+
+    def install_staging(self, found: StagingImport, label: bytes, *, before: Staging | None = None) -> Staging:
+        """Make the staging tablet of what was fetched; durable on return. Raises as `install_import`.
+
+        `before`: that of an earlier round, which is dropped by the same edit: at no time are there both, or neither.
+        Requires: no group in flight.
+        """
+        old = None if before is None else self._tablet(before.number)
+        tablet = self._install(found, label, instead_of=old)
+        tablet.fenced = True
+        return Staging(tablet.number, found)
+
+    def stage(self, staging: Staging, batch: TailBatch) -> None:
+        """Log and apply the writes of the batch that are not in the staging tablet yet.
+
+        Not synced on return: see `sync_log`; without it the disk has them when the durability mode has it so, in
+        `always` with the next group. The owner's duties are those before a group: ask `stalled` and `write_delay_s`.
+        Raises what `write_refusal` says, `StorageError` (the store is poisoned then), `InvalidArgument` for a batch
+        that does not follow what came before; then nothing was done. Requires: no group in flight.
+        """
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        self._require_idle()
+        tablet = self._tablet(staging.number)
+        writes = staging.news_of(batch)
+        if not writes:
+            return
+        self._end_quick_puts()
+        self._raise_term(max(write.term for write in writes) + 1)
+        if tablet.records is None and any(write.records for write in writes):
+            self._make_records_of([tablet])
+        self._make_room()
+        parts = [tablet, *([tablet.records] if tablet.records is not None else [])]
+        entries = [write.entry(parts[write.records].number) for write in writes]
+        self._log_staged(entries)
+        for part in parts:
+            before = part.active.resident_bytes
+            apply_entries(part.active, [entry for entry in entries if entry.tablet == part.number])
+            self._active_bytes += part.active.resident_bytes - before
+        staging.note(writes)
+        for part, seqno in zip(parts, staging.seqnos.values(), strict=False):
+            part.last_seqno = seqno
+            if part.rows is not None and part.rows.values:
+                part.rows.clear()
+        if self.options.durability == "interval":
+            self.schedule_sync()
+        elif self.options.durability == "always" and self._log.offset - self._log.synced_offset > STAGED_UNSYNCED_BYTES:
+            self.sync_log(
+                lambda _: None
+            )  # beside what goes on, not when a group or the end of the segment waits for it
+
+    def adopt_staging(self, number: int, label: bytes) -> None:
+        """Give a tablet its label for good, and let it take writes; durable on return.
+
+        Also for a staging tablet found after a restart, and for one that was adopted already.
+        """
+        tablet = self._tablet(number)
+        self.maintenance.commit([LabelEdit(part, label) for part in with_records(tablet)])
+        for part in with_records(tablet):
+            self._tablets[part].label = label
+        tablet.fenced = False
+
+    def _log_staged(self, entries: Sequence[WriteEntry]) -> None:
+        before = self._log.offset
+        try:
+            self._log.append(entries, self._tick())
+        except StorageError as error:
+            raise self.health.poison(error) from error
+        if self.maintenance.most_level0_tables >= self.options.l0_slow_tables:
+            self.backpressure.note_group(self._log.offset - before, self.maintenance.most_level0_tables)
+
+    def _raise_term(self, least: int) -> None:
+        """See that what is written from now on has this term or a higher one; durable on return."""
+        if least > TERM_MAX:
+            raise StorageError(f"The tablet holds rows of term {least - 1}, the last there is.")
+        if least > self.term:
+            self.maintenance.commit([TermEdit(least)])
+            self.term = least

@@ -75,6 +75,10 @@ class StoreTablets(Reads):
         """Label of every tablet, by number, but for those with records. A copy."""
         return {number: tablet.label for number, tablet in self._tablets.items() if not tablet.records_of}
 
+    def tablets_labelled(self, label: bytes) -> list[int]:
+        """Numbers of the tablets with this label, oldest first."""
+        return sorted(number for number, found in self.tablets.items() if found == label)
+
     def create_tablet(self, label: bytes) -> int:
         """Make an empty tablet; durable on return. Its number was never used in this store before."""
         self._require_open()
@@ -89,12 +93,15 @@ class StoreTablets(Reads):
         self._close_quick_lane(number)
         tablet = self._tablet(number)
         self.maintenance.change_tablets([], with_records(tablet), self._position)
+        self._note_dropped(tablet)
+
+    def _note_dropped(self, tablet: Tablet) -> None:
         self._active_bytes -= tablet.active.resident_bytes
         if tablet.records is not None:
             self._active_bytes -= tablet.records.active.resident_bytes
-        split = self._splits.pop(number, None)
+        split = self._splits.pop(tablet.number, None)
         if split is not None:
-            split.give_up(InvalidArgument(f"Tablet {number} was dropped while it was being split."))
+            split.give_up(InvalidArgument(f"Tablet {tablet.number} was dropped while it was being split."))
 
     # --- records of tokens ---
 
@@ -103,9 +110,12 @@ class StoreTablets(Reads):
         tablets = [self._tablets[number] for number in numbers if number in self._tablets]
         without = [tablet for tablet in tablets if tablet.records is None and not tablet.fenced]
         if without:
-            made = [self._records_tablet(tablet, n, 0) for n, tablet in enumerate(without, self._state.next_tablet)]
-            self.maintenance.change_tablets([(records, []) for records in made], [], self._position)
-            self._join_records(made)
+            self._make_records_of(without)
+
+    def _make_records_of(self, tablets: Sequence[Tablet]) -> None:
+        made = [self._records_tablet(tablet, n, 0) for n, tablet in enumerate(tablets, self._state.next_tablet)]
+        self.maintenance.change_tablets([(records, []) for records in made], [], self._position)
+        self._join_records(made)
 
     def _records_tablet(self, tablet: Tablet, number: int, last_seqno: int) -> Tablet:
         return Tablet(number, tablet.label, last_seqno, Memtable(), clock=self.time_ms, records_of=tablet.number)
@@ -328,6 +338,10 @@ class StoreTablets(Reads):
         live are judged by this store's clock from now on. When this raises, what was fetched is removed, now or at
         the next open.
         """
+        return self._install(found, label).number
+
+    def _install(self, found: TabletImport, label: bytes, *, instead_of: Tablet | None = None) -> Tablet:
+        """As `install_import`; a tablet is dropped by the same edit."""
         try:
             self._require_open()
             self._require_idle()
@@ -346,11 +360,14 @@ class StoreTablets(Reads):
             made.append((self._records_tablet(tablet, tablet.number + 1, found.records_seqno), found.records))
         also: list[Edit] = [] if term == self.term else [TermEdit(term)]
         also.append(self.maintenance.numbers_after(found.metas))
-        self.maintenance.change_tablets(made, [], self._position, also)
+        dropped = [] if instead_of is None else with_records(instead_of)
+        self.maintenance.change_tablets(made, dropped, self._position, also)
         self._join_records([one for one, _ in made])
         self.term = term
+        if instead_of is not None:
+            self._note_dropped(instead_of)
         self.maintenance.schedule()
-        return tablet.number
+        return tablet
 
     # --- inside ---
 

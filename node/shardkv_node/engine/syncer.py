@@ -26,6 +26,10 @@ class Syncer(Protocol):
         """Call `sync` after `delay_s`, then `done` with how it ended."""
         ...
 
+    def hurry(self) -> None:
+        """Wait no longer with a sync that was submitted for later."""
+        ...
+
     def close(self) -> None:
         """Wait for a running sync; forget the others."""
         ...
@@ -37,6 +41,9 @@ class InlineSyncer:
     def submit(self, sync: Callable[[], None], done: Done, *, delay_s: float = 0.0) -> None:
         done(attempt(sync))
 
+    def hurry(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -47,7 +54,9 @@ class ThreadSyncer:
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
         self._queue: queue.SimpleQueue[tuple[Callable[[], None], Done, float] | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
+        self._closed = False
+        self._wake = threading.Event()
+        """A delay is cut short."""
         self._thread: threading.Thread | None = None
 
     def submit(self, sync: Callable[[], None], done: Done, *, delay_s: float = 0.0) -> None:
@@ -58,8 +67,12 @@ class ThreadSyncer:
             self._thread.start()
         self._queue.put((sync, done, delay_s))
 
+    def hurry(self) -> None:
+        self._wake.set()
+
     def close(self) -> None:
-        self._closed.set()
+        self._closed = True
+        self._wake.set()
         self._queue.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -67,7 +80,10 @@ class ThreadSyncer:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             sync, done, delay_s = item
-            if self._closed.wait(delay_s) if delay_s else self._closed.is_set():
+            if delay_s and not self._closed:
+                self._wake.wait(delay_s)
+                self._wake.clear()
+            if self._closed:
                 return
             self._post(_Answer(done, attempt(sync)))
 

@@ -59,7 +59,7 @@ class TabletImport:
         Raises `Corruption` that names file and place, `UnsupportedFormat`, `InvalidArgument` when there is no export,
         `StorageError`; then nothing is left behind.
         """
-        manifest = read_export(self._vfs, self._directory)
+        manifest = self._read_manifest()
         self._check(manifest)
         try:
             names = self._fetch_files(manifest)
@@ -73,6 +73,9 @@ class TabletImport:
         """Remove what was brought here."""
         remove_all(self._vfs, self._placed)
         self._placed = []
+
+    def _read_manifest(self) -> ExportManifest:
+        return read_export(self._vfs, self._directory)
 
     def _check(self, manifest: ExportManifest) -> None:
         """Raise `Corruption` when the manifest contradicts itself."""
@@ -99,7 +102,7 @@ class TabletImport:
         source, target = os.path.join(self._directory, meta.file_name), os.path.join(self._table_directory, name)
         if not self._vfs.exists(source):
             raise Corruption("A table of an export is missing", path=source, offset=0, expected="a file", got="no file")
-        check_table(self._vfs, source, meta)
+        self._check_file(source, meta)
         self._placed.append(target)
         if place(self._vfs, source, target):
             self._vfs.sync_file(target)  # others wrote these bytes
@@ -109,6 +112,9 @@ class TabletImport:
                 verify_file(files, target, meta)
             finally:
                 files.close_all()
+
+    def _check_file(self, path: str, meta: TableMeta) -> None:
+        check_table(self._vfs, path, meta)
 
 
 def _problem(tables: list[tuple[int, TableMeta]], last_seqno: int) -> str | None:

@@ -12,9 +12,10 @@ from shardkv.errors import StorageError
 from shardkv_node.engine.columns import PUT
 from shardkv_node.engine.log_format import GROUP_BYTES
 from shardkv_node.engine.store import Store
+from shardkv_node.engine.syncer import ThreadSyncer
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs
-from tests.node.engine.store_driver import STORE, TINY
+from tests.node.engine.store_driver import STORE, TINY, open_store, scan
 
 Posts = queue.SimpleQueue[Callable[[], None]]
 
@@ -144,3 +145,43 @@ def test_no_mark_is_written_over_a_group_that_is_not_synced_nor_after_a_poisonin
     posts.get(timeout=10)()
     assert store._log.offset == group.end_offset
     store.close()
+
+
+def test_a_hurried_sync_does_not_wait_and_the_one_after_it_does() -> None:
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+    syncer = ThreadSyncer(lambda call: call())
+    syncer.submit(lambda: calls.put("first"), lambda _: None, delay_s=60)
+    syncer.hurry()
+    assert calls.get(timeout=10) == "first"
+    syncer.submit(lambda: calls.put("second"), lambda _: None, delay_s=60)
+    syncer.submit(lambda: calls.put("third"), lambda _: None)
+    syncer.close()
+    assert calls.empty()
+
+
+@pytest.mark.parametrize("durability", ["always", "interval", "os"])
+def test_a_sync_of_the_log_that_is_asked_for_comes_soon_beside_groups_and_freezes(durability: str) -> None:
+    vfs, posts = CrashVfs(), queue.SimpleQueue[Callable[[], None]]()
+    options = replace(TINY, durability=durability, sync_interval_ms=60_000, memtable_bytes_max=2000)
+    store = Store.open(STORE, options, vfs=vfs, post=posts.put)
+    tablet = store.create_tablet(b"t")
+    outcomes: list[tuple[int, StorageError | None]] = []
+    for number in range(30):
+        group = store.log_group([Write(tablet, [b"%d" % number], PUT, [b"v" * 150])])
+        ended: list[StorageError | None] = []
+        store.sync_log(lambda error, number=number: outcomes.append((number, error)))  # type: ignore[misc]
+        store.sync_group(group, ended.append)
+        store.sync_log(lambda error, number=number: outcomes.append((number, error)))  # type: ignore[misc]
+        while not ended or (number % 3 == 0 and len(outcomes) < 2 * number + 2):
+            posts.get(timeout=10)()
+        store.apply_group(group)
+    while len(outcomes) < 60:
+        posts.get(timeout=10)()
+    assert sorted(outcomes) == [(number, None) for number in range(30) for _ in range(2)]
+    survivor = open_store(vfs.crash(), options)
+    assert len(scan(survivor, tablet)) == 30
+    store.sync_log(lambda error: outcomes.append((99, error)))
+    assert outcomes[-1] == (99, None)
+    store.close()
+    store.sync_log(lambda error: outcomes.append((100, error)))
+    assert outcomes[-1][1] is not None

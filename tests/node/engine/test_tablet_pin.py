@@ -49,9 +49,8 @@ def dumped(pin: TabletPin, *, records: bool = False) -> dict[bytes, Cell]:
     for one in slices(pin):
         rows, n = one.rows, len(one.rows)
         assert rows.keys == sorted(set(rows.keys))
-        columns = zip(
-            expand_kinds(rows.kinds, n), expand_u64(rows.versions, n), expand_u64(rows.expiries, n), rows.values
-        )
+        kinds, versions = expand_kinds(rows.kinds, n), expand_u64(rows.versions, n)
+        columns = zip(kinds, versions, expand_u64(rows.expiries, n), rows.values, strict=True)
         if one.records == records:
             cells.update(zip(rows.keys, columns, strict=True))
     return cells
@@ -183,7 +182,7 @@ def test_single_quick_puts_are_in_dump_or_tail(durability: str) -> None:
     assert [write.keys for write in writes] == [[b"after%d" % n] for n in range(6)]
     assert [write.seqno for write in writes] == list(range(44, 50))
     pin.close()
-    assert any([put(b"last%d" % n, b"v") for n in range(3)])
+    assert any(put(b"last%d" % n, b"v") for n in range(3))
 
 
 def test_a_write_under_way_is_in_the_tail_and_a_pin_waits_for_the_moment_between_groups() -> None:
@@ -205,11 +204,11 @@ def test_a_write_under_way_is_in_the_tail_and_a_pin_waits_for_the_moment_between
 def test_a_tail_over_its_bound_says_so_holds_nothing_and_a_new_pin_has_it_all() -> None:
     store, tablet = store_with_rows()
     pin = store.pin_tablet(tablet, tail_bytes_max=3000)
-    for n in range(4):
+    for _ in range(4):
         commit(store, tablet, [(b"k", b"v" * 300)])
     assert [write.seqno for write in all_of(pin.tail)] == [41, 42, 43, 44]
     assert pin.tail.batch(4).writes == [] and pin.tail.held_bytes == 0
-    for n in range(9):
+    for _ in range(9):
         commit(store, tablet, [(b"k", b"v" * 300)])
     assert pin.tail.overflowed and pin.tail.held_bytes == 0
     with pytest.raises(ShardUnavailable):

@@ -22,6 +22,7 @@ from shardkv_node.engine.manifest import (
     DroppedEdit,
     Edit,
     FlushedEdit,
+    LabelEdit,
     ManifestState,
     NumbersEdit,
     Position,
@@ -204,6 +205,8 @@ def _note_edit(found: Evidence, edit: Edit) -> None:
     if isinstance(edit, CreatedEdit):
         tablet = _tablet(found, edit.tablet)
         tablet.label, tablet.records_of = edit.label, edit.records_of
+    elif isinstance(edit, LabelEdit) and edit.tablet not in found.dropped:
+        _tablet(found, edit.tablet).label = edit.label
     elif isinstance(edit, DroppedEdit):
         found.dropped.add(edit.tablet)
         found.tablets.pop(edit.tablet, None)
