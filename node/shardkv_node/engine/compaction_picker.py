@@ -115,13 +115,18 @@ def pick_all(
 def pick_part(levels: Levels, options: PickerOptions, start: bytes, points: Points) -> CompactionTask | None:
     """All tables of all levels, for keys from `start` up to where about `task_bytes_max` are read; None: no more."""
     deepest = max((level for level, tables in enumerate(levels) if tables), default=0)
-    runs = [_overlapping(levels, level, start, None) for level in range(deepest, 0, -1)]
-    runs += [[table] for table in _overlapping(levels, 0, start, None)]
-    runs = [run for run in runs if run]
+    runs = runs_of(levels, start)
     if not runs:
         return None
     task = CompactionTask(0, max(1, deepest), runs, bottommost=True, cursor=b"", start=start)
     return narrow(levels, task, options, points)
+
+
+def runs_of(levels: Levels, start: bytes = b"") -> list[list[TableMeta]]:
+    """All tables with keys from `start` on as runs, oldest first."""
+    runs = [_overlapping(levels, level, start, None) for level in range(len(levels) - 1, 0, -1)]
+    runs += [[table] for table in _overlapping(levels, 0, start, None)]
+    return [run for run in runs if run]
 
 
 def narrow(levels: Levels, task: CompactionTask, options: PickerOptions, points: Points) -> CompactionTask:

@@ -12,6 +12,10 @@ are logged in the group of their writes, so that both are there after a crash or
 compacted, ended, exported, imported and given to both halves of a split as rows are. Each lane takes one row, whatever
 it writes: the bytes are bounded by the lanes of one retention.
 
+At a merge of two tablets the records of both are united (`united`): of a lane that has one in each, the higher number
+wins. A record then tells of the keys of its own tablet only (coverage.py), so that the other part of the same request,
+not made before the merge, is still new afterwards; two records of one number become one that tells of both parts.
+
 A refusal is recorded only of a write that may have been sent before (`Write.again`): another copy of it may still be
 on its way, and must not be made once its caller was told that it was refused. Other refusals are judged anew.
 """
@@ -25,9 +29,10 @@ from typing import Any
 import msgspec
 import xxhash
 
-from shardkv.errors import InvalidArgument, ShardKVError, from_wire
+from shardkv.errors import InvalidArgument, OutcomeUnknown, ShardKVError, from_wire
 from shardkv.whole_number import format_number
 from shardkv_node.engine.columns import PUT_EXPIRING
+from shardkv_node.engine.coverage import Bound, Coverage, coverage_of, covered, joined, narrowed
 from shardkv_node.engine.entries import Token
 from shardkv_node.engine.memtable import EXPIRING_HEADER_BYTES
 from shardkv_node.engine.tablet import Tablet
@@ -54,6 +59,10 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     for again."""
     refusal: tuple[str, str, dict[str, Any], str] | None = None
     """Code, message, detail and hint of the error."""
+    covers: Coverage | None = None
+    """The keys it tells of; None: all of its tablet."""
+    otherwise: int | None = None
+    """Of a united record: whether a key that `keys` does not have existed. None: not united."""
 
 
 Records = dict[bytes, Record]
@@ -63,9 +72,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
 
-def judge(write: Write, token: Token, tablet: Tablet, made: Records) -> bool | ShardKVError:
+def judge(write: Write, token: Token, tablet: Tablet, made: Records) -> bool | ShardKVError | Record:
     """What the records say of a write. False: nothing, it is new. True: it was made before, and now has the outcome it
-    had then. An error: refuse it with that. `made`: records of what stands earlier in the group."""
+    had then. An error: refuse it with that. A record: it is new, and its record is to be `with_part` of that one.
+    `made`: records of what stands earlier in the group."""
     lane, number = token
     record = made.get(lane) or _find(tablet.records, lane)
     if record is None:
@@ -77,6 +87,15 @@ def judge(write: Write, token: Token, tablet: Tablet, made: Records) -> bool | S
             f"A write has number {number} of its lane, whose newest is {record.number}. It was not made now.",
             hint="A lane's writes are sent one after the other, each once the one before is answered or given up.",
         )
+    if record.covers is not None:
+        known = covered(record.covers, write.keys)
+        if not any(known):
+            return record
+        if not all(known):
+            return OutcomeUnknown(
+                "A part of this write was made, or refused, before its shard was merged with the other part's.",
+                hint="Read the keys before writing them again.",
+            )
     if record.refusal is not None:
         return from_wire(*record.refusal)
     if len(write.keys) > record.operations:
@@ -124,13 +143,20 @@ def _repeat(write: Write, record: Record) -> None:
 
 def _existed(record: Record, keys: list[bytes]) -> list[bool]:
     existed = record.existed or 0
+    if record.otherwise is not None:
+        known = dict(zip(_hashes(record.keys), existed if isinstance(existed, bytes) else b"", strict=True))
+        return [bool(known.get(xxhash.xxh3_64_digest(key), record.otherwise)) for key in keys]
     if isinstance(existed, int):
         return [bool(existed)] * len(keys)
     if len(keys) == record.operations:
         return list(map(bool, existed))
-    ends = range(0, len(record.keys) + 1, _HASH_BYTES)
-    told = zip([record.keys[low:high] for low, high in pairwise(ends)], existed, strict=True)
+    told = list(zip(_hashes(record.keys), existed, strict=True))
     return [next((bool(was) for known, was in told if known == xxhash.xxh3_64_digest(key)), False) for key in keys]
+
+
+def _hashes(keys: bytes) -> list[bytes]:
+    ends = range(0, len(keys) + 1, _HASH_BYTES)
+    return [keys[low:high] for low, high in pairwise(ends)]
 
 
 def record_of(write: Write, number: int, version: int) -> Record:
@@ -159,3 +185,52 @@ def write_of(made: Records, records: Tablet, now_ms: int) -> Write:
     return Write(
         records.number, list(made), PUT_EXPIRING, list(map(_encode, made.values())), expiries=now_ms + RETENTION_MS
     )
+
+
+def with_part(before: Record, part: Record, keys: list[bytes]) -> Record:
+    """The record of a write that is another part of the one before, of the same number: it tells of both."""
+    part.covers = coverage_of(keys, before.covers or [])
+    return _both(before, part)
+
+
+def united(left: bytes, right: bytes, boundary: Bound) -> bytes:
+    """The record of a lane, as stored, out of those it has in two tablets: the one with keys below the boundary (a key,
+    or a hash token), and the other one."""
+    one, other = _decode(left), _decode(right)
+    below, above = narrowed(one.covers, None, boundary), narrowed(other.covers, boundary, None)
+    if one.number != other.number:
+        newest = one if one.number > other.number else other
+        newest.covers = below if newest is one else above
+        return _encode(newest)
+    one.covers, other.covers = below, above
+    return _encode(_both(one, other))
+
+
+def of_one_side(record: bytes, boundary: Bound, *, below: bool) -> bytes:
+    """The record, as stored, of a lane that only the tablet with keys below the boundary has, or only the other one."""
+    found = _decode(record)
+    found.covers = narrowed(found.covers, None, boundary) if below else narrowed(found.covers, boundary, None)
+    return _encode(found)
+
+
+def _both(one: Record, other: Record) -> Record:
+    """One record for two parts of a request. If a part was refused, the whole is told so: that is what its caller
+    heard. Where a part has one answer for all its keys and the other part has another one, it is told by the keys that
+    are known; two parts with one answer each that differ are told `existed` as the first one was.
+    """
+    covers = joined(one.covers, other.covers)
+    if one.refusal is not None or other.refusal is not None:
+        refusal = one.refusal or other.refusal
+        return Record(one.number, 0, one.operations + other.operations, refusal=refusal, covers=covers)
+    both = Record(one.number, max(one.version, other.version), one.operations + other.operations, covers=covers)
+    both.total = one.total if one.total is not None else other.total
+    if one.existed is not None and other.existed is not None:
+        uniform = [part for part in (one, other) if isinstance(part.existed, int) or part.otherwise is not None]
+        both.otherwise = next((_uniform(part) for part in uniform), 0)
+        both.keys = one.keys + other.keys
+        both.existed = b"".join(part.existed for part in (one, other) if isinstance(part.existed, bytes))
+    return both
+
+
+def _uniform(part: Record) -> int:
+    return part.existed if isinstance(part.existed, int) else part.otherwise or 0

@@ -1,4 +1,4 @@
-"""Jobs: the heavy work of the engine as plain values (`FlushJob`, `CompactionJob`, `SplitJob`) and their result.
+"""Jobs: the heavy work of the engine as plain values (`FlushJob`, `CompactionJob`...) and their result.
 
 A job names its inputs and outputs and nothing else, so that it can run in a worker process, inline, or again after
 a worker died. It never touches the manifest, the log or its inputs: only the result, once installed by the
@@ -99,6 +99,23 @@ class SplitJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=3
     bytes_per_s: int = 0
 
 
+class UniteJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=4):
+    """Merge the records of tokens of two tablets into tables of a third one (see dedupe.py)."""
+
+    job_id: str
+    output_directory: str
+    file_number: int
+    tablet: int
+    left: list[list[CompactionInput]]
+    """All the tables with the records of the tablet that has the keys below the boundary; as in `CompactionJob`."""
+    right: list[list[CompactionInput]]
+    boundary: bytes | int
+    """A key, or a hash token."""
+    options: TableOptions
+    now_ms: int = 0
+    bytes_per_s: int = 0
+
+
 Pause = Callable[[int], None]
 """Called by a long job every few hundred KiB with the bytes it has written so far."""
 
@@ -107,7 +124,7 @@ def no_pause(written_bytes: int) -> None:
     """Go on at once."""
 
 
-Job = FlushJob | CompactionJob | SplitJob
+Job = FlushJob | CompactionJob | SplitJob | UniteJob
 
 
 class JobResult(msgspec.Struct, array_like=True, frozen=True):

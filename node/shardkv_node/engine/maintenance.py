@@ -23,7 +23,15 @@ from shardkv_node.engine import filenames
 from shardkv_node.engine.block import CODEC_LZ4, CODEC_NONE, CODEC_ZSTD
 from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.chores import Chores
-from shardkv_node.engine.compaction_picker import CompactionTask, PickerOptions, pick, pick_all, pick_part, replaced
+from shardkv_node.engine.compaction_picker import (
+    CompactionTask,
+    PickerOptions,
+    pick,
+    pick_all,
+    pick_part,
+    replaced,
+    runs_of,
+)
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
 from shardkv_node.engine.health import COMPACTION, FLUSH, REMOVAL, Health
@@ -35,6 +43,7 @@ from shardkv_node.engine.job import (
     SegmentSpan,
     SplitJob,
     TableOptions,
+    UniteJob,
 )
 from shardkv_node.engine.job_runner import JobRunner
 from shardkv_node.engine.manifest import (
@@ -445,7 +454,7 @@ class Maintenance:
             output_directory=filenames.table_directory(self._directory),
             file_number=self._state.next_file,
             tablet=number,
-            runs=self._inputs(task),
+            runs=self._inputs(task.runs),
             drop_tombstones=task.bottommost,
             options=self._table_options(codec),
             now_ms=self._clock() >> COUNTER_BITS,
@@ -495,7 +504,7 @@ class Maintenance:
             self.counters.bytes_compacted += sum(table.meta.size for table in outputs)
         self._note_success(COMPACTION)
 
-    # --- splits ---
+    # --- splits and merges ---
 
     def levels_of(self, number: int) -> list[list[TableMeta]]:
         """The tablet's tables as they are."""
@@ -533,7 +542,7 @@ class Maintenance:
             file_number=self._state.next_file,
             tablets=tablets,
             token=token,
-            runs=self._inputs(task),
+            runs=self._inputs(task.runs),
             drop_tombstones=drop_tombstones,
             options=self._table_options(
                 self._options.bottom_compression if drop_tombstones else self._options.upper_compression
@@ -543,11 +552,57 @@ class Maintenance:
             stop=task.stop,
             bytes_per_s=self._options.compaction_bytes_per_s,
         )
-        self._runner.submit(job, lambda outcome: self._split_part_ended(outcome, ended))
+        self._runner.submit(job, lambda outcome: self._part_ended(outcome, ended))
 
-    def _split_part_ended(
-        self, outcome: Outcome, ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None]
+    def submit_merge(
+        self,
+        task: CompactionTask,
+        tablet: int,
+        ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None],
+        *,
+        drop_tombstones: bool,
     ) -> None:
+        """Have a part of several tablets rewritten for another one, else as `submit_split`."""
+        job = CompactionJob(
+            job_id=self._random_bytes(4).hex(),
+            output_directory=filenames.table_directory(self._directory),
+            file_number=self._state.next_file,
+            tablet=tablet,
+            runs=self._inputs(task.runs),
+            drop_tombstones=drop_tombstones,
+            options=self._table_options(
+                self._options.bottom_compression if drop_tombstones else self._options.upper_compression
+            ),
+            now_ms=self._clock() >> COUNTER_BITS,
+            start=task.start,
+            stop=task.stop,
+            bytes_per_s=self._options.compaction_bytes_per_s,
+        )
+        self._runner.submit(job, lambda outcome: self._part_ended(outcome, ended))
+
+    def submit_unite(
+        self,
+        levels: tuple[Sequence[Sequence[TableMeta]], Sequence[Sequence[TableMeta]]],
+        tablet: int,
+        boundary: bytes | int,
+        ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None],
+    ) -> None:
+        """Have the records of tokens of two tablets, pinned, united for a third one, else as `submit_split`."""
+        left, right = (self._inputs(runs_of(one)) for one in levels)
+        job = UniteJob(
+            job_id=self._random_bytes(4).hex(),
+            output_directory=filenames.table_directory(self._directory),
+            file_number=self._state.next_file,
+            tablet=tablet,
+            left=left,
+            right=right,
+            boundary=boundary,
+            options=self.table_options(),
+            now_ms=self._clock() >> COUNTER_BITS,
+        )
+        self._runner.submit(job, lambda outcome: self._part_ended(outcome, ended))
+
+    def _part_ended(self, outcome: Outcome, ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None]) -> None:
         if self._closed or self._health.poisoned:
             ended(self._health.refusal(stalled=False) or StoreClosed(f"The store at {self._directory} is closed."))
             return
@@ -581,10 +636,10 @@ class Maintenance:
             table_bytes_max=self._options.table_bytes_max,
         )
 
-    def _inputs(self, task: CompactionTask) -> list[list[CompactionInput]]:
+    def _inputs(self, runs: Sequence[Sequence[TableMeta]]) -> list[list[CompactionInput]]:
         return [
             [CompactionInput(filenames.table_path(self._directory, meta.file_name), meta) for meta in run]
-            for run in task.runs
+            for run in runs
         ]
 
     def numbers_after(self, metas: Iterable[TableMeta]) -> NumbersEdit:

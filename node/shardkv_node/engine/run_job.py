@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from shardkv_node.engine.compaction import run_compaction
 from shardkv_node.engine.flush import run_flush
-from shardkv_node.engine.job import CompactionJob, FlushJob, Job, JobResult, Pause, SplitJob, no_pause
+from shardkv_node.engine.job import CompactionJob, FlushJob, Job, JobResult, Pause, SplitJob, UniteJob, no_pause
 from shardkv_node.engine.split_job import run_split
+from shardkv_node.engine.unite_job import run_unite
 from shardkv_node.engine.vfs import Vfs
 
 
@@ -18,3 +19,5 @@ def run(vfs: Vfs, job: Job, pause: Pause = no_pause) -> JobResult:
             return run_compaction(vfs, job, pause)
         case SplitJob():
             return run_split(vfs, job, pause)
+        case UniteJob():
+            return run_unite(vfs, job)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from shardkv.errors import ConditionFailed, InvalidArgument, ShardKVError, ShardUnavailable, StorageError
 from shardkv_node.engine.columns import DELETE, PUT_EXPIRING, SEQNO_MAX, expand_kinds, expand_u64, make_version
 from shardkv_node.engine.counting import Latest, add_up
-from shardkv_node.engine.dedupe import Record, Records, all_new, judge, record_of, refusal_of, write_of
+from shardkv_node.engine.dedupe import Record, Records, all_new, judge, record_of, refusal_of, with_part, write_of
 from shardkv_node.engine.entries import Token, WriteEntry
 from shardkv_node.engine.puts import Puts, all_take, sequence_puts
 from shardkv_node.engine.tablet import Tablet
@@ -102,13 +102,16 @@ def sequence(
         if seqno > SEQNO_MAX:
             refused.append((write, StorageError(f"Tablet {number} has used up its {SEQNO_MAX} sequence numbers.")))
             continue
+        before_part: Record | None = None
         if tokens and write.token is not None:
             made = records.setdefault(number, {})
             told = judge(write, write.token, tablet, made)
             if told is True:
                 repeated.append(write)
                 continue
-            if told:
+            if isinstance(told, Record):
+                before_part = told
+            elif told:
                 refused.append((write, told))
                 continue
         if judging:
@@ -120,13 +123,14 @@ def sequence(
             if failure is not None:
                 refused.append((write, failure))
                 if write.token is not None and write.again:
-                    made[write.token[0]] = refusal_of(write, write.token[1], failure)
+                    made[write.token[0]] = _with(before_part, refusal_of(write, write.token[1], failure), write)
                 continue
             if counting:
                 before.update(dict.fromkeys(write.keys, write))
             _note_outcome(write, tablet, known, make_version(term, seqno), clock)
         if tokens and write.token is not None:
-            made[write.token[0]] = record_of(write, write.token[1], make_version(term, seqno))
+            record = record_of(write, write.token[1], make_version(term, seqno))
+            made[write.token[0]] = _with(before_part, record, write)
         next_seqnos[number] = seqno
         entries.append(WriteEntry(number, term, seqno, None, write.keys, write.kinds, write.expiries, write.values))
         accepted.append((write, tablet))
@@ -134,13 +138,17 @@ def sequence(
     for number, made in records.items():
         where = tablets[number].records
         if made and where is not None:
-            record = write_of(made, where, now_ms)
+            noted = write_of(made, where, now_ms)
             seqno = where.last_seqno + 1
             entries.append(
-                WriteEntry(where.number, term, seqno, None, record.keys, record.kinds, record.expiries, record.values)
+                WriteEntry(where.number, term, seqno, None, noted.keys, noted.kinds, noted.expiries, noted.values)
             )
-            accepted.append((record, where))
+            accepted.append((noted, where))
     return accepted, refused, repeated, entries
+
+
+def _with(before: Record | None, record: Record, write: Write) -> Record:
+    return record if before is None else with_part(before, record, write.keys)
 
 
 def _refusal(number: int, tablet: Tablet | None) -> ShardKVError:

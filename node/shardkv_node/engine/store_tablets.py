@@ -23,12 +23,14 @@ from shardkv_node.engine.manifest import Edit, ManifestState, NumbersEdit, Posit
 from shardkv_node.engine.memtable import Memtable
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.reads import Reads
+from shardkv_node.engine.rewriting import Levels, Rewriting
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.tablet_export import ExportManifest, TabletExport
 from shardkv_node.engine.tablet_import import TabletImport
+from shardkv_node.engine.tablet_merge import TabletMerge
 from shardkv_node.engine.tablet_size import TabletSize, middle_of, size_of
-from shardkv_node.engine.tablet_split import Levels, TokenSplit, cut_levels
+from shardkv_node.engine.tablet_split import TokenSplit, cut_levels
 from shardkv_node.engine.vfs import Vfs
 from shardkv_node.engine.write import Group
 
@@ -47,8 +49,8 @@ class StoreTablets(Reads):
     _random_bytes: Callable[[int], bytes]
     _state: ManifestState
     _tablets: dict[int, Tablet]
-    _splits: dict[int, TokenSplit]
-    """Those under way, by the number of the tablet that is split."""
+    _splits: dict[int, Rewriting]
+    """Splits and merges under way, by the number of each tablet that is split or merged."""
     _log: LogWriter
     _in_flight: Group | None
     _active_bytes: int
@@ -101,7 +103,7 @@ class StoreTablets(Reads):
             self._active_bytes -= tablet.records.active.resident_bytes
         split = self._splits.pop(tablet.number, None)
         if split is not None:
-            split.give_up(InvalidArgument(f"Tablet {tablet.number} was dropped while it was being split."))
+            split.give_up(InvalidArgument(f"Tablet {tablet.number} was dropped while it was being split or merged."))
 
     # --- records of tokens ---
 
@@ -169,7 +171,9 @@ class StoreTablets(Reads):
 
     # --- split ---
 
-    def split_tablet(self, number: int, at_key: bytes, labels: tuple[bytes, bytes]) -> tuple[int, int]:
+    def split_tablet(
+        self, number: int, at_key: bytes, labels: tuple[bytes, bytes], *, keep_whole: bool = False
+    ) -> tuple[int, int]:
         """Replace a tablet by two: one with its keys below `at_key`, one with the others. Returns their numbers.
 
         Durable on return; nothing is read or copied: the halves share the files of the whole until compactions have
@@ -177,6 +181,7 @@ class StoreTablets(Reads):
         of what the tablet holds: then one half is empty. What is written to which half is the owner's to see to.
         Raises `ShardUnavailable` unless `in_tables`: fence the tablet, flush, and wait for that. Snapshots of the
         whole stay as they are. Requires: no group in flight.
+        `keep_whole`: the whole stays beside them, fenced: drop it, or, to take the split back, drop the halves.
         """
         self._require_open()
         self._require_idle()
@@ -192,12 +197,15 @@ class StoreTablets(Reads):
         left, right = self._halves(tablet, self._state.next_tablet, labels)
         below, above = cut_levels(self._state.tablets[number].levels, at_key)
         made = [(left, below), (right, above), *self._halves_of_records(tablet, (left, right), right.number + 1)]
-        self.maintenance.change_tablets(made, with_records(tablet), self._position)
+        self.maintenance.change_tablets(made, [] if keep_whole else with_records(tablet), self._position)
+        tablet.fenced = True
         self._join_records([half for half, _ in made])
         self.maintenance.schedule()
         return left.number, right.number
 
-    def split_tablet_by_token(self, number: int, token: int, labels: tuple[bytes, bytes]) -> TokenSplit:
+    def split_tablet_by_token(
+        self, number: int, token: int, labels: tuple[bytes, bytes], *, keep_whole: bool = False
+    ) -> TokenSplit:
         """Begin to replace a tablet by two: one with the keys whose hash token is below `token`, one with the others.
 
         The token is that of topology/tokens.py, so keys with the same `{tag}` stay together. The tablet's tables are
@@ -206,6 +214,7 @@ class StoreTablets(Reads):
         and the rewriting of what was just written, the split fences the tablet: writes are refused with
         `ShardUnavailable`, and may be retried until the halves are there. After a crash, a failure or `cancel` the
         tablet is there as before. One that was fenced already stays so, but for a crash.
+        `keep_whole`: as in `split_tablet`.
         Raises what `write_refusal` says.
         """
         refusal = self.write_refusal()
@@ -225,14 +234,14 @@ class StoreTablets(Reads):
             token,
             last_bytes_max=self.options.memtable_bytes_max,
             flush=self._flush_for_split,
-            in_tables=lambda: self.in_tables(number),
-            install=self._install_split,
+            in_tables=self.in_tables,
+            install=lambda split, left, right: self._install_split(split, left, right, keep_whole=keep_whole),
         )
         self._splits[number] = split
         self._advance_splits()
         return split
 
-    def _install_split(self, split: TokenSplit, left: Levels, right: Levels) -> None:
+    def _install_split(self, split: TokenSplit, left: Levels, right: Levels, *, keep_whole: bool) -> None:
         self._close_quick_lane(split.tablet.number)
         halves = split.halves
         for half in halves:
@@ -240,8 +249,60 @@ class StoreTablets(Reads):
         also = [self.maintenance.numbers_after(meta for levels in (left, right) for metas in levels for meta in metas)]
         records = self._halves_of_records(split.tablet, halves, self._state.next_tablet)
         made = [(halves[0], left), (halves[1], right), *records]
-        self.maintenance.change_tablets(made, with_records(split.tablet), self._position, also)
+        dropped = [] if keep_whole else with_records(split.tablet)
+        self.maintenance.change_tablets(made, dropped, self._position, also)
         self._join_records([half for half, _ in made])
+
+    # --- merge ---
+
+    def merge_tablets(self, left: int, right: int, boundary: bytes | int, label: bytes) -> TabletMerge:
+        """Begin to make one tablet with all that is in two; `outcome` of what is returned has its number in the end.
+
+        `boundary`: a key, where `left` has the keys below it, and `right` those from it on; then files are shared, and
+        it takes as long as a flush and a rewriting of the records of tokens. Or a hash token, in the same way; then the
+        tables of both are rewritten by jobs, which takes as long as a compaction of all of it.
+        Both tablets stay, fenced from the last stretch on: writes are refused with `ShardUnavailable`. Drop both, or,
+        to take the merge back, drop the merged one and lift their fences. After a crash, a failure or `cancel` both are
+        there as before. Raises what `write_refusal` says.
+        """
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        sources = self._tablet(left), self._tablet(right)
+        for number in (left, right):
+            self._require_unsplit(number)
+        if left == right:
+            raise InvalidArgument(f"Tablet {left} cannot be merged with itself.")
+        if isinstance(boundary, int) and not 0 <= boundary < HASH_TOKENS:
+            raise InvalidArgument(f"A hash token lies in 0..{HASH_TOKENS - 1}, not at {boundary}.")
+        self._end_quick_puts()
+        number = self._state.next_tablet
+        self.maintenance.commit([NumbersEdit(self._state.next_file, number + 1)])
+        merge = TabletMerge(
+            self.maintenance,
+            sources,
+            self._new_tablet(number, label, 0),
+            boundary,
+            last_bytes_max=self.options.memtable_bytes_max,
+            flush=self._flush_for_split,
+            in_tables=self.in_tables,
+            install=self._install_merge,
+        )
+        self._splits.update({left: merge, right: merge})
+        self._advance_splits()
+        return merge
+
+    def _install_merge(self, merge: TabletMerge, levels: Levels, records: Levels) -> None:
+        merged = merge.merged
+        merged.last_seqno = max(tablet.last_seqno for tablet in merge.sources)
+        metas = (meta for one in (levels, records) for level in one for meta in level)
+        also = [self.maintenance.numbers_after(metas)]
+        made = [(merged, levels)]
+        last = max((tablet.records.last_seqno for tablet in merge.sources if tablet.records is not None), default=0)
+        if last:
+            made.append((self._records_tablet(merged, self._state.next_tablet, last), records))
+        self.maintenance.change_tablets(made, [], self._position, also)
+        self._join_records([one for one, _ in made])
 
     def _advance_splits(self) -> None:
         dead = self.closed or self.health.poisoned
@@ -387,7 +448,8 @@ class StoreTablets(Reads):
         split = self._splits.get(number)
         if split is not None and split.outcome is None:
             raise InvalidArgument(
-                f"Tablet {number} is being split.", hint="Wait until that has ended, or cancel it, and try again."
+                f"Tablet {number} is being split or merged.",
+                hint="Wait until that has ended, or cancel it, and try again.",
             )
 
 

@@ -1,0 +1,85 @@
+"""A job of a merge: the records of tokens of two tablets become the tables of one.
+
+Both are streamed in the order of lanes, one row per lane each, and lanes that both have are united (`dedupe.united`).
+Invariant: of no lane with a record that has not ended is the highest number lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from shardkv_node.engine.clipped_table import view
+from shardkv_node.engine.columns import PUT_EXPIRING, Columns, collapse, expand_u64, pack_u64
+from shardkv_node.engine.dedupe import of_one_side, united
+from shardkv_node.engine.job import CompactionInput, JobResult, UniteJob
+from shardkv_node.engine.merge import merge_newest, merge_rounds
+from shardkv_node.engine.open_files import OpenFiles
+from shardkv_node.engine.sorted_run import SortedRun
+from shardkv_node.engine.table_output import TableOutput
+from shardkv_node.engine.table_reader import Table
+from shardkv_node.engine.vfs import Vfs
+
+LEFT, RIGHT = 0, 1
+_GATHER_BYTES = 256 * 1024
+_OPEN_FILES_MAX = 32
+
+
+def run_unite(vfs: Vfs, job: UniteJob) -> JobResult:
+    """Do the job. Raises `Corruption` when an input is damaged, `StorageError`; then no output is left."""
+    files = OpenFiles(vfs, _OPEN_FILES_MAX)
+    output = TableOutput(vfs, job.output_directory, job_id=job.job_id, file_number=job.file_number, options=job.options)
+    try:
+        sides = [_Side(vfs, runs, files, side, job.now_ms) for side, runs in ((LEFT, job.left), (RIGHT, job.right))]
+        for parts in merge_rounds(sides, b"", None, reverse=False):
+            output.add(job.tablet, _united(parts, job.boundary))
+        output.end_tablet()
+        return output.finish()
+    except BaseException:
+        output.abandon()
+        raise
+    finally:
+        files.close_all()
+
+
+class _Side:
+    """The newest records of one tablet, a `Source`. All are of one kind: in its place stands the side they are of."""
+
+    def __init__(
+        self, vfs: Vfs, runs: Sequence[Sequence[CompactionInput]], files: OpenFiles, side: int, now_ms: int
+    ) -> None:
+        self._runs = [
+            SortedRun([view(Table.open(vfs, table.path, table.meta, None, files), table.meta) for table in run])
+            for run in runs
+        ]
+        self._side = side
+        self._now_ms = now_ms
+
+    def chunks(self, start: bytes, stop: bytes | None, *, reverse: bool) -> Iterator[Columns]:
+        for parts in merge_rounds(self._runs, start, stop, reverse=reverse, gather_bytes=_GATHER_BYTES):
+            rows = merge_newest(parts, drop_tombstones=True, now_ms=self._now_ms)
+            if rows.keys:
+                yield Columns(rows.keys, self._side, rows.versions, rows.expiries, rows.values)
+
+
+_Row = tuple[int, int, bytes]
+"""Version, expiry, record."""
+
+
+def _united(parts: Sequence[Columns], boundary: bytes | int) -> Columns:
+    """One row for each lane."""
+    rows: list[dict[bytes, _Row]] = [{}, {}]
+    for part in parts:
+        n = len(part)
+        columns = zip(expand_u64(part.versions, n), expand_u64(part.expiries, n), part.values, strict=True)
+        rows[part.kind(0)].update(zip(part.keys, columns, strict=True))
+    left, right = rows
+    merged = {lane: (*row[:2], of_one_side(row[2], boundary, below=True)) for lane, row in left.items()}
+    for lane, row in right.items():
+        other = left.get(lane)
+        if other is None:
+            merged[lane] = (*row[:2], of_one_side(row[2], boundary, below=False))
+        else:
+            merged[lane] = (max(row[0], other[0]), max(row[1], other[1]), united(other[2], row[2], boundary))
+    lanes = sorted(merged)
+    versions, expiries, records = zip(*map(merged.__getitem__, lanes), strict=True)
+    return Columns(lanes, PUT_EXPIRING, collapse(pack_u64(versions), 8), collapse(pack_u64(expiries), 8), list(records))
