@@ -127,7 +127,7 @@ class MetaClient:
                 log.warning("metadata_went_back from=%d to=%d", topology.revision, delta.revision)
                 topology = Topology()
             elif delta.revision > topology.revision:
-                entries = [(entry.key, entry.value) for entry in delta.entries]
+                entries = [(entry.key, entry.value, entry.revision) for entry in delta.entries]
                 topology = topology.with_entries(delta.revision, entries)
                 self._check_cluster(topology)
                 on_topology(topology)

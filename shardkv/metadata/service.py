@@ -89,7 +89,7 @@ class MetaService:
         """Bring the view to the store's revision."""
         if self.topology.revision != self._store.revision:
             delta = self._store.changes_since(self.topology.revision)
-            entries = [(entry.key, entry.value) for entry in delta.entries]
+            entries = [(entry.key, entry.value, entry.revision) for entry in delta.entries]
             self.topology = self.topology.with_entries(delta.revision, entries)
 
     def _try_again(self) -> None:

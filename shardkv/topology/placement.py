@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardkv.topology.documents import Partition, ShardDocument
+from shardkv.topology.documents import FIRST_EPOCH, Partition, ShardDocument
 from shardkv.topology.tokens import initial_starts
-
-FIRST_EPOCH = 1
 
 
 def place_keyspace(

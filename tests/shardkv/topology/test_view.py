@@ -5,10 +5,16 @@ from hypothesis import strategies as st
 from shardkv.errors import UnknownKeyspace
 from shardkv.topology.documents import (
     CLUSTER_KEY,
+    Attempt,
     ClusterDocument,
+    ControllerSettings,
+    CounterDocument,
+    JobDocument,
     KeyspaceDocument,
     NodeDocument,
     Partition,
+    Placing,
+    WantedDocument,
     encode_document,
 )
 from shardkv.topology.placement import place_keyspace
@@ -96,3 +102,46 @@ def test_what_was_deleted_is_gone_from_the_next_view() -> None:
     before = Topology().with_entries(1, [("nodes/node-1", encode_document(node))])
     assert before.with_entries(2, [("nodes/node-1", None)]).nodes == {}
     assert before.nodes == {"node-1": node}
+
+
+def test_what_a_view_says_of_jobs_wishes_counters_and_settings() -> None:
+    job = JobDocument(3, "move", asked={"shard": 1, "node": "node-2"}, attempts={1: Attempt(2, 70)})
+    documents: dict[str, bytes] = {
+        "jobs/3": encode_document(job),
+        "wanted/node-2": encode_document(WantedDocument("node-2", state="draining")),
+        "counters/job_id": encode_document(CounterDocument(4)),
+        "settings/controller": encode_document(ControllerSettings(changes_per_node=5)),
+    }
+    view = Topology().with_entries(
+        9, [(key, document, number) for number, (key, document) in enumerate(documents.items(), 1)]
+    )
+    assert view.jobs == {3: job}
+    assert view.wanted["node-2"].state == "draining"
+    assert view.counters["counters/job_id"].next == 4
+    assert view.settings.changes_per_node == 5
+    assert (view.revision_of("jobs/3"), view.revision_of("settings/controller"), view.revision_of("jobs/4")) == (
+        1,
+        4,
+        0,
+    )
+    after = view.with_entries(10, [("jobs/3", None), ("settings/controller", None)])
+    assert (after.jobs, after.settings, after.revision_of("jobs/3")) == ({}, ControllerSettings(), 0)
+
+
+def test_a_keyspace_that_is_made_or_dropped_takes_no_requests() -> None:
+    whole = topology("hash", 2)
+    placing = KeyspaceDocument("default", "hash", placing=Placing(2, [], 1, ["node-1"]))
+    for document in (placing, KeyspaceDocument("default", "hash", dropped=True)):
+        after = whole.with_entries(2, [("keyspaces/default", encode_document(document))])
+        assert after.keyspaces == {}
+        assert len(after.shards) == 2
+        again = after.with_entries(3, [("keyspaces/default", encode_document(KeyspaceDocument("default", "hash")))])
+        assert again.keyspace("default").shards == whole.keyspace("default").shards
+
+
+def test_a_keyspace_whose_document_came_before_its_shards_is_listed_once_they_are_there() -> None:
+    whole = topology("hash", 2)
+    first = Topology().with_entries(1, [("keyspaces/default", encode_document(KeyspaceDocument("default", "hash")))])
+    assert first.keyspaces == {}
+    after = first.with_entries(2, [(f"shards/{shard.id}", encode_document(shard)) for shard in whole.shards.values()])
+    assert len(after.keyspace("default").shards) == 2
