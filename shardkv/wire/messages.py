@@ -27,6 +27,9 @@ FRAME_REQUESTS_MAX = 16_384
 
 TOKEN_LANE_BYTES = 16
 
+ADMIN_BYTES_MAX = 64 * 1024
+"""Of the payload of a META_ADMIN request: it is decoded without a declared shape."""
+
 NAME_LENGTH_MAX = 255
 """Characters of a keyspace's, principal's or trace's name."""
 
@@ -47,6 +50,7 @@ class Op(IntEnum):
     META_READ = 30
     META_TXN = 31
     META_WATCH = 32
+    META_ADMIN = 33
 
 
 class Kind(IntEnum):
@@ -398,6 +402,7 @@ _encoder = msgspec.msgpack.Encoder()
 _requests_decoder: msgspec.msgpack.Decoder[Requests] = msgspec.msgpack.Decoder(Requests)
 _replies_decoder: msgspec.msgpack.Decoder[Replies] = msgspec.msgpack.Decoder(Replies)
 _error_decoder = msgspec.msgpack.Decoder(ErrorPayload)
+_admin_decoder: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, Any])
 
 encode = _encoder.encode
 """Any message, or a list of them, as msgpack."""
@@ -587,6 +592,19 @@ def sent_again(payload: msgspec.Raw) -> msgspec.Raw | None:
 def decode_any(payload: msgspec.Raw) -> Any:
     """A payload of a trusted peer without a declared shape (status)."""
     return msgspec.msgpack.decode(payload)
+
+
+def decode_admin(payload: msgspec.Raw) -> dict[str, Any]:
+    """What a META_ADMIN request asks for; it has at least a `verb`. Raises InvalidArgument."""
+    if len(bytes(payload)) > ADMIN_BYTES_MAX:
+        raise InvalidArgument(f"An admin request is longer than {ADMIN_BYTES_MAX} bytes.")
+    try:
+        asked: dict[str, Any] = _admin_decoder.decode(payload)
+    except UNDECODABLE as error:
+        raise InvalidArgument(f"An admin request is malformed: {_reason(error)}.") from error
+    if not isinstance(asked.get("verb"), str):
+        raise InvalidArgument("An admin request names no verb.")
+    return asked
 
 
 def error_reply(request_id: int, error: ShardKVError) -> Reply:
