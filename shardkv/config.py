@@ -1,6 +1,7 @@
 """Configuration: a TOML file and command-line options over it, as typed sections.
 
     [cluster]   what `shardkv cluster up` and `shardkv meta run` make
+    [metadata]  where `shardkv meta run` keeps what it knows
     [engine]    a node's storage engine
     [router]    the router program
     [limits]    what the wire accepts (limits.py)
@@ -48,6 +49,13 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True):
     port: Port = 7400
     advertise: str = ""
     insecure: bool = False
+
+
+class MetadataSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the metadata process keeps what it knows (`shardkv.metadata.stores` says how that is written)."""
+
+    store: Annotated[str, msgspec.Meta(min_length=1)] = "embedded"
+    lease_ms: Annotated[int, msgspec.Meta(ge=2_000, le=600_000)] = 5_000
 
 
 class EngineSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +116,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All sections. `given` names the keys that were set ("cluster.port"), as against left at their defaults."""
 
     cluster: ClusterSection = ClusterSection()
+    metadata: MetadataSection = MetadataSection()
     engine: EngineSection = EngineSection()
     router: RouterSection = RouterSection()
     limits: Limits = Limits()
@@ -118,6 +127,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 SECTIONS: dict[str, type[Any]] = {
     "cluster": ClusterSection,
+    "metadata": MetadataSection,
     "engine": EngineSection,
     "router": RouterSection,
     "limits": Limits,

@@ -19,7 +19,13 @@ def meta() -> None:
 
 
 @meta.command()
-@click.option("--data-dir", required=True, metavar="DIR", help="Where the store is kept.")
+@click.option(
+    "--store",
+    metavar="STORE",
+    help="embedded, or etcd://HOST:PORT,HOST:PORT/NAME for several machines.  [default: embedded]",
+)
+@click.option("--data-dir", metavar="DIR", help="Where the embedded store is kept.")
+@click.option("--name", default="meta", show_default=True, help="Of this process, where several serve one etcd.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", default=7401, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--nodes", type=int, help="Nodes that must have registered before shards are placed.  [default: 3]")
@@ -30,7 +36,9 @@ def meta() -> None:
 @click.option("--log-file", metavar="FILE", help="Log there, rotated, instead of to standard error.")
 @click.option("--insecure", is_flag=True, default=None, help="Allow an address other machines can reach.")
 def run(
-    data_dir: str,
+    store: str | None,
+    data_dir: str | None,
+    name: str,
     bind: str | None,
     port: int,
     nodes: int | None,
@@ -44,14 +52,16 @@ def run(
     """Keep the metadata of a cluster and place its shards, until SIGTERM.
 
     \b
-    Example:
+    Examples:
       shardkv meta run --data-dir /var/lib/shardkv/meta --bind 127.0.0.1 --port 7401 --nodes 3
+      shardkv meta run --store etcd://10.0.0.1:2379,10.0.0.2:2379/shop --name meta-2 --bind 10.0.0.2 --insecure
     """
     import msgspec
 
     from shardkv.config import load_config
     from shardkv.logs import configure_logging
-    from shardkv.metadata.process import NAME, MetaOptions, run_meta
+    from shardkv.metadata.process import MetaOptions, run_meta
+    from shardkv.metadata.stores import parse_store
     from shardkv.programs import check_bind, guarded
     from shardkv.topology.documents import ClusterDocument
 
@@ -59,6 +69,7 @@ def run(
         config = load_config(
             config_file,
             {
+                "metadata.store": store,
                 "cluster.bind": bind,
                 "cluster.nodes": nodes,
                 "cluster.partition": partition,
@@ -69,7 +80,7 @@ def run(
         )
         cluster = config.cluster
         check_bind(cluster.bind, insecure=cluster.insecure)
-        configure_logging(NAME, log_file=Path(log_file) if log_file else None, **msgspec.structs.asdict(config.logs))
+        configure_logging(name, log_file=Path(log_file) if log_file else None, **msgspec.structs.asdict(config.logs))
         asked = ClusterDocument(
             cluster_id="",
             nodes_wanted=cluster.nodes,
@@ -77,7 +88,16 @@ def run(
             shards=cluster.shards,
             split_at=[key.encode() for key in sorted(set(cluster.split_at) - {""})],
         )
-        options = MetaOptions(data_dir=Path(data_dir), bind=cluster.bind, port=port, asked=asked, limits=config.limits)
+        options = MetaOptions(
+            name=name,
+            store=parse_store(config.metadata.store),
+            data_dir=Path(data_dir) if data_dir is not None else None,
+            bind=cluster.bind,
+            port=port,
+            asked=asked,
+            lease_s=config.metadata.lease_ms / 1000,
+            limits=config.limits,
+        )
         return run_meta(options)
 
     sys.exit(guarded(start))

@@ -1,5 +1,7 @@
 """The metadata store as nodes, routers and the launcher reach it: over a connection that mends itself.
 
+With several addresses, a process that cannot be reached, or cannot reach the store itself, is left for another one.
+
 Invariants: a follower never shows a view of another cluster, and never one put together from two stores: if the
 store's revision went back, the view starts again from nothing. The outcome of a transaction is never guessed.
 """
@@ -17,6 +19,7 @@ import msgspec
 from shardkv.errors import (
     ClusterMismatch,
     DeadlineExceeded,
+    MetadataUnavailable,
     OutcomeUnknown,
     ShardKVError,
     StorageError,
@@ -70,7 +73,13 @@ class MetaClient:
         self, addresses: Sequence[str], *, me: Callable[[], Identity], limits: Limits = DEFAULT_LIMITS
     ) -> None:
         self._me = me
-        self._peer = Peer(addresses, me=me, expected=Identity("meta", ""), limits=limits)
+        self._addresses = addresses
+        self._limits = limits
+        self._peer = self._new_peer()
+
+    def _new_peer(self) -> Peer:
+        """A connection to one of the addresses, by chance."""
+        return Peer(self._addresses, me=self._me, expected=Identity("meta", ""), limits=self._limits)
 
     def start(self) -> None:
         """Connect, and keep connected until `close`."""
@@ -149,7 +158,19 @@ class MetaClient:
                 raise UnavailableError(f"The metadata store was not reached: {self._peer.last_problem.message}")
             with suppress(ShardKVError):
                 await self._peer.wait_connected(min(REFUSAL_CHECK_S, end - loop.time()))
-        return await self._peer.call(op, message, timeout_s=end - loop.time())
+        peer = self._peer
+        try:
+            return await peer.call(op, message, timeout_s=end - loop.time())
+        except MetadataUnavailable:
+            await self._leave(peer)
+            raise
+
+    async def _leave(self, peer: Peer) -> None:
+        """Connect to another process, if there are several, since this one cannot reach the store."""
+        if len(self._addresses) > 1 and peer is self._peer:
+            self._peer = self._new_peer()
+            self._peer.start()
+            await peer.close()
 
     def _check_cluster(self, topology: Topology) -> None:
         mine = self._me().cluster_id

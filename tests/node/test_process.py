@@ -199,7 +199,7 @@ def test_a_shard_that_moved_away_is_refused_and_a_raised_epoch_holds(tmp_path: P
         async with node_world(tmp_path) as world:
             await world.serving()
             await world.ask(Op.WRITE, Write(None, None, 1, [b"k"], [b"v"], False), shard=1, epoch=1)
-            entry = world.meta.store.get("shards/1")
+            entry = await world.meta.store.get("shards/1")
             assert entry is not None
             assert entry.value is not None
             shard = decode_document("shards/1", entry.value)

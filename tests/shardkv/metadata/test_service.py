@@ -21,6 +21,7 @@ from shardkv.errors import (
 )
 from shardkv.metadata import register
 from shardkv.metadata.client import MetaClient
+from shardkv.metadata.leading import LEADER_KEY
 from shardkv.metadata.register import register_node, register_router, sign_off_router
 from shardkv.topology.documents import KeyspaceDocument, RouterDocument, encode_document
 from shardkv.wire.hello import Identity
@@ -47,7 +48,7 @@ def test_the_default_keyspace_is_placed_once_all_wanted_nodes_registered(tmp_pat
             view = await follower.until(lambda view: len(view.nodes) == 2)
             assert view.keyspaces == {}
             await register_node(client, node_document("node-1"))
-            view = await follower.until(lambda view: len(view.nodes) == 3)
+            view = await follower.until(lambda view: "default" in view.keyspaces)
             assert [shard.node for shard in view.keyspace("default").shards] == [
                 "node-1",
                 "node-2",
@@ -72,7 +73,7 @@ def test_a_restart_keeps_the_placement_and_the_follower_goes_on(tmp_path: Path) 
             await register_node(client, node_document("node-1", incarnation=2))
             after = await follower.until(lambda view: view.nodes["node-1"].incarnation == 2)
             assert after.shards == before.shards
-            assert after.revision == before.revision + 1
+            assert after.revision > before.revision
             await follower.stop()
 
     run(story, tmp_path)
@@ -94,7 +95,7 @@ def test_a_watch_from_beyond_the_store_is_answered_at_once(tmp_path: Path) -> No
     async def story(directory: Path) -> None:
         async with meta_world(directory) as world, meta_client(world.address) as client:
             payload = await client._peer.call(Op.META_WATCH, MetaWatch(999, 60_000), timeout_s=5)
-            assert decode_meta_entries(payload).revision == world.store.revision
+            assert decode_meta_entries(payload).revision == world.service.view.revision
 
     run(story, tmp_path)
 
@@ -155,7 +156,7 @@ def test_registering_waits_for_the_store_to_come_up(tmp_path: Path) -> None:
                 await world.start()
                 await registering
                 await routing
-                assert [e.key for e in (await client.read("")).entries] == [
+                assert await keys(client) == [
                     "cluster",
                     "nodes/node-1",
                     "routers/router-1",
@@ -202,7 +203,7 @@ def test_a_document_nobody_could_read_is_refused_and_not_stored(tmp_path: Path) 
             for bad in (MetaPut("nodes/x", b"\xc1"), MetaPut("shards/first", encode_document(node_document("x")))):
                 with pytest.raises(InvalidArgument):
                     await client.txn([], [bad])
-            assert [e.key for e in (await client.read("")).entries] == ["cluster"]
+            assert await keys(client) == ["cluster"]
 
     run(story, tmp_path)
 
@@ -212,7 +213,7 @@ def test_a_transaction_that_loses_its_compare_says_so(tmp_path: Path) -> None:
         async with meta_world(directory) as world, meta_client(world.address) as client:
             reply = await client.txn([MetaCompare("cluster", 0)], [MetaPut("other", b"1")])
             assert not reply.applied
-            assert [e.key for e in (await client.read("")).entries] == ["cluster"]
+            assert await keys(client) == ["cluster"]
 
     run(story, tmp_path)
 
@@ -228,6 +229,11 @@ def test_a_poisoned_store_is_reported_to_the_process(tmp_path: Path) -> None:
     run(story, tmp_path)
 
 
+async def keys(client: MetaClient, prefix: str = "") -> list[str]:
+    """The keys there are, but for the leader's."""
+    return [entry.key for entry in (await client.read(prefix)).entries if entry.key != LEADER_KEY]
+
+
 async def wait_for(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not holds():
@@ -240,8 +246,8 @@ def test_a_registration_whose_answer_was_lost_is_settled_by_asking_again(tmp_pat
             answered = world.service.apply
             lost: list[int] = []
 
-            def apply_and_hang_up(txn: MetaTxn) -> MetaTxnReply:
-                reply = answered(txn)
+            async def apply_and_hang_up(txn: MetaTxn) -> MetaTxnReply:
+                reply = await answered(txn)
                 if not lost:
                     lost.append(reply.revision)
                     for connection in world.server.connections:
@@ -262,10 +268,10 @@ def test_a_full_disk_behind_an_applied_transaction_does_not_deny_it(tmp_path: Pa
             await follower.until(lambda view: view.cluster)
             real, full = world.store.txn, [True]
 
-            def txn(compares: Any, puts: Any) -> MetaTxnReply:
+            async def txn(compares: Any, puts: Any) -> MetaTxnReply:
                 if full[0] and any(put.key.startswith("shards/") for put in puts):
                     raise DiskFull("The disk is full.")
-                return real(compares, puts)
+                return await real(compares, puts)
 
             world.store.txn = txn  # type: ignore[method-assign]
             reply = await client.txn([], [MetaPut("nodes/node-1", encode_document(node_document("node-1")))])
@@ -284,7 +290,7 @@ def test_signing_off_leaves_a_later_start_of_the_router_listed(tmp_path: Path) -
             first = await register_router(client, RouterDocument("router-1", "127.0.0.1:1", 1))
             second = await register_router(client, RouterDocument("router-1", "127.0.0.1:2", 2))
             await sign_off_router(client, "router-1", first, timeout_s=1)
-            assert [e.key for e in (await client.read("routers/")).entries] == ["routers/router-1"]
+            assert await keys(client, "routers/") == ["routers/router-1"]
             await sign_off_router(client, "router-1", second, timeout_s=1)
             assert (await client.read("routers/")).entries == []
 
@@ -297,7 +303,7 @@ def test_a_plan_that_cannot_be_carried_out_holds_up_nobody(tmp_path: Path) -> No
             left = encode_document(KeyspaceDocument("default", "hash"))
             await client.txn([], [MetaPut("keyspaces/default", left)])
             await register_node(client, node_document("node-1"))
-            assert [e.key for e in (await client.read("nodes/")).entries] == ["nodes/node-1"]
+            assert await keys(client, "nodes/") == ["nodes/node-1"]
             assert world.service.topology.keyspaces == {}
 
     run(story, tmp_path)

@@ -11,7 +11,10 @@ from pathlib import Path
 from shardkv.metadata.client import MetaClient
 from shardkv.metadata.controller import plan_cluster
 from shardkv.metadata.embedded import EmbeddedStore
+from shardkv.metadata.leading import LEADER_KEY
+from shardkv.metadata.process import lead
 from shardkv.metadata.service import MetaService
+from shardkv.metadata.store import MetaStore
 from shardkv.topology.documents import ClusterDocument, NodeDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.server import Server
@@ -37,18 +40,30 @@ class MetaWorld:
 
     async def start(self, *, nodes: int = 3) -> None:
         self.directory.mkdir(exist_ok=True)
-        self.store = EmbeddedStore(self.directory)
+        self.store = self.open_store()
         txn = plan_cluster(cluster_document(self.cluster_id, nodes))
-        self.store.txn(txn.compares, txn.puts)
+        await self.store.txn(txn.compares, txn.puts)
         me = Identity("meta", "meta", self.cluster_id)
         self.service = MetaService(self.store, me=lambda: me, on_poisoned=self.poisoned.set)
         self.server = Server(self.service, me=lambda: me)
+        self._following = asyncio.ensure_future(self.service.follow())
+        await self.service.view.reached(0)
         self.port = await self.server.listen("127.0.0.1", self.port)
+        self._leading = asyncio.ensure_future(lead(self.store, self.service, 5.0, name="meta", address=self.address))
+        async with asyncio.timeout(10):
+            while self.service.view.get(LEADER_KEY) is None:
+                await self.service.view.moved()
+
+    def open_store(self) -> MetaStore:
+        return EmbeddedStore(self.directory)
 
     async def stop(self) -> None:
+        for task in (self._leading, self._following):
+            task.cancel()
+        await asyncio.gather(self._leading, self._following, return_exceptions=True)
         self.service.close()
         await self.server.drain(grace_s=1)
-        self.store.close()
+        await self.store.aclose()
 
     @property
     def address(self) -> str:
