@@ -6,21 +6,15 @@ The metadata process carries plans out; this file does no I/O.
 
 from __future__ import annotations
 
+from shardkv.control.keyspaces import place_default, place_piece
 from shardkv.errors import StoreMismatch
 from shardkv.topology.documents import (
     CLUSTER_KEY,
-    KEYSPACES,
-    SHARDS,
     ClusterDocument,
-    KeyspaceDocument,
     encode_document,
 )
-from shardkv.topology.placement import place_keyspace
 from shardkv.topology.view import Topology
 from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn
-
-DEFAULT_KEYSPACE = "default"
-FIRST_SHARD_ID = 1
 
 
 def plan_cluster(document: ClusterDocument) -> MetaTxn:
@@ -29,25 +23,8 @@ def plan_cluster(document: ClusterDocument) -> MetaTxn:
 
 
 def plan_next(topology: Topology) -> MetaTxn | None:
-    """What should be done now; None when everything is as it should be.
-
-    The default keyspace is placed once, when as many nodes have registered as were wanted.
-    """
-    wanted = topology.cluster
-    if wanted is None or DEFAULT_KEYSPACE in topology.keyspaces or len(topology.nodes) < wanted.nodes_wanted:
-        return None
-    shards = place_keyspace(
-        DEFAULT_KEYSPACE,
-        wanted.partition,
-        shards=wanted.shards,
-        split_at=wanted.split_at,
-        nodes=sorted(topology.nodes, key=lambda name: (len(name), name)),
-        first_id=max(topology.shards, default=FIRST_SHARD_ID - 1) + 1,
-    )
-    keyspace = KeyspaceDocument(DEFAULT_KEYSPACE, wanted.partition)
-    documents = {f"{KEYSPACES}{DEFAULT_KEYSPACE}": encode_document(keyspace)}
-    documents |= {f"{SHARDS}{shard.id}": encode_document(shard) for shard in shards}
-    return _creation(documents)
+    """What should be done at once, whatever nodes report; None when everything is as it should be."""
+    return place_default(topology) or place_piece(topology)
 
 
 def _creation(documents: dict[str, bytes]) -> MetaTxn:

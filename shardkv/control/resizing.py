@@ -1,0 +1,123 @@
+"""Splitting and merging by itself: shards that are too large or too busy, neighbours that are small and quiet.
+
+A shard that was split is never merged again for the reason it was split: what merges must be, together, a fraction
+of what splits, in bytes and in load, for a long time, and a keyspace keeps at least the shards it was made with.
+Decisions become jobs like those a person asks for. One at a time: ids and reports settle in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from shardkv.control.draft import Draft
+from shardkv.control.jobs import ENDED, new_job
+from shardkv.control.situation import Situation
+from shardkv.topology.documents import ControllerSettings, ShardDocument
+from shardkv.topology.view import KeyspaceView
+from shardkv.wire.messages import MetaTxn
+
+JOBS_MAX = 2
+"""Of this kind at once."""
+LOPSIDED = 20
+"""A shard so many times as large as the sibling it was split from holds its bytes under one token, most likely."""
+RETRY_MS = 600_000
+"""A shard whose split or merge failed is left alone for so long."""
+
+
+@dataclass(slots=True)
+class Resizing:
+    _quiet_since: dict[tuple[int, int], int] = field(default_factory=dict)
+    """By pair of neighbours: since when they could be merged."""
+
+    def txn(self, situation: Situation, wall_ms: int) -> MetaTxn | None:
+        """The transaction that asks for the next split or merge, if one is due."""
+        quiet = self._note_quiet(situation)
+        jobs = situation.topology.jobs.values()
+        if sum(1 for job in jobs if "by" in job.asked and job.state not in ENDED) >= JOBS_MAX:
+            return None
+        busy = _spoken_for(situation, wall_ms)
+        draft = Draft(situation.topology)
+        for shard, by in _too_large(situation):
+            if shard.id not in busy:
+                new_job(draft, "split", {"shard": shard.id, "by": by}, wall_ms)
+                return draft.txn()
+        for left, right in quiet:
+            if left not in busy and right not in busy:
+                new_job(draft, "merge", {"left": left, "right": right, "by": "size"}, wall_ms)
+                return draft.txn()
+        return None
+
+    def _note_quiet(self, situation: Situation) -> list[tuple[int, int]]:
+        """Keep track of small neighbours; return those that have been small for long enough."""
+        settings, now_ms = situation.settings, situation.now_ms
+        pairs = {(left.id, right.id) for left, right in _small_neighbours(situation)} if settings.auto_merge else set()
+        self._quiet_since = {pair: self._quiet_since.get(pair, now_ms) for pair in sorted(pairs)}
+        return [pair for pair, since_ms in self._quiet_since.items() if now_ms - since_ms >= settings.merge_quiet_ms]
+
+
+def _spoken_for(situation: Situation, wall_ms: int) -> set[int]:
+    """Shards that a job is about, or that one failed on lately, or that are in a change."""
+    found = set(situation.taken)
+    for job in situation.topology.jobs.values():
+        recent = job.state == "failed" and 0 <= wall_ms - job.ended_ms < RETRY_MS
+        if job.state not in ENDED or recent:
+            found |= {job.asked[name] for name in ("shard", "left", "right") if name in job.asked}
+    return found
+
+
+def _too_large(situation: Situation) -> Iterator[tuple[ShardDocument, str]]:
+    """Shards to split, and by what; the largest first."""
+    settings, topology = situation.settings, situation.topology
+    if not settings.auto_split:
+        return
+    for shard in sorted(topology.shards.values(), key=lambda each: (-situation.bytes_of(each.id), each.id)):
+        report = situation.report_of(shard.id)
+        if report is None or shard.dropped or shard.keyspace not in topology.keyspaces:
+            continue
+        if report.bytes >= settings.split_bytes and not _is_of_one_token(situation, shard):
+            yield shard, "size"
+        elif report.ops_s >= settings.split_ops_s and not _is_of_one_token(situation, shard):
+            yield shard, "load"
+
+
+def _is_of_one_token(situation: Situation, shard: ShardDocument) -> bool:
+    """Whether splitting it would likely leave one half empty, as it did before."""
+    report = situation.report_of(shard.id)
+    if report is not None and report.middle is not None:
+        return not _inside(shard, report.middle)
+    if isinstance(shard.start, bytes):
+        return True
+    siblings = [
+        each
+        for each in situation.topology.keyspaces[shard.keyspace].shards
+        if each.id != shard.id and shard.parents and each.parents[:1] == shard.parents[:1]
+    ]
+    return any(situation.bytes_of(each.id) * LOPSIDED < situation.bytes_of(shard.id) for each in siblings)
+
+
+def _inside(shard: ShardDocument, at: int | bytes) -> bool:
+    return shard.start < at and (shard.stop is None or at < shard.stop)  # type: ignore[operator]
+
+
+def _small_neighbours(situation: Situation) -> Iterator[tuple[ShardDocument, ShardDocument]]:
+    for name, view in situation.topology.keyspaces.items():
+        document = situation.topology.keyspace_documents[name]
+        if document.shards and len(view.shards) > document.shards:
+            yield from _small_in(situation, view)
+
+
+def _small_in(situation: Situation, view: KeyspaceView) -> Iterator[tuple[ShardDocument, ShardDocument]]:
+    bytes_max, ops_max = merge_limits(situation.settings)
+    for left, right in pairwise(view.shards):
+        reports = (situation.report_of(left.id), situation.report_of(right.id))
+        if reports[0] is None or reports[1] is None:
+            continue
+        if reports[0].bytes + reports[1].bytes <= bytes_max and reports[0].ops_s + reports[1].ops_s <= ops_max:
+            yield left, right
+
+
+def merge_limits(settings: ControllerSettings) -> tuple[float, float]:
+    """(bytes, operations a second) of what may merge: never more than a quarter of what splits."""
+    return min(settings.merge_bytes, settings.split_bytes / 4), min(settings.merge_ops_s, settings.split_ops_s / 4)
