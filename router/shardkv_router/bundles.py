@@ -15,7 +15,8 @@ from shardkv.transport.lone import reply_to_all
 from shardkv.transport.peer import Peer
 from shardkv.transport.server import Connection
 from shardkv.wire.messages import OK, RawReply, Request
-from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.forwarding import Forwarder
+from shardkv_router.part import Part
 
 PartOf = Callable[[Connection, int, Request, float | None], Part]
 """The part for a request: who asks, the id it came with, the request, its deadline. The request names the shard."""
@@ -105,4 +106,6 @@ class Bundle:
         request, self._requests[index] = self._requests[index], None
         assert request is not None
         self._left -= 1
-        return self._part_of(self._askers[index], self._ids[index], request, self.deadline)
+        part = self._part_of(self._askers[index], self._ids[index], request, self.deadline)
+        part.epoch = request.epoch
+        return part

@@ -10,12 +10,14 @@ answer or a refusal for good, in OutcomeUnknown, whatever it was refused with wh
 A part that cannot be sent now is parked until its node or a newer topology comes, bounded in time by its deadline and
 `park_ms`, and in bytes by `parked_bytes_max`. When the router drains, nothing is parked: the caller finds another
 router sooner than this one a node.
+A part that its node refused, because the shard is fenced or one of the two is behind the topology, is sent again as
+soon as a topology comes in which that shard is another; until then now and then. What becomes of one whose shard was
+split or merged away: heirs.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -30,90 +32,23 @@ from shardkv.errors import (
     ShardUnavailable,
     UnavailableError,
 )
+from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.admission import overloaded
 from shardkv.transport.peer import Peer
 from shardkv.wire.messages import OK, Op, RawReply, reply_error, sent_again
+from shardkv_router.heirs import heirs_of, parts_for_heirs
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
+from shardkv_router.part import REFUSED_PAUSE_MOST_S, Part
 
-REFUSED_PAUSE_S = 0.02
-REFUSED_PAUSE_MOST_S = 0.16
-"""How long to wait before asking a node again that refused a shard it does not know to be its own yet: twice as long
-every time, up to the second."""
-PART_BYTES = 512
-"""What a waiting part takes beside its payload, about."""
 PARKED_RETRY_S = 0.5
 """What a part is told to wait that finds no room to be parked: about as long as a node takes to start again."""
 EXPIRY_INTERVAL_S = 0.02
 DEADLINE_MARGIN = 0.1
 """This share of a part's time, but at most DEADLINE_MARGIN_MOST_S, is kept for the answer's way back."""
 DEADLINE_MARGIN_MOST_S = 0.1
-
-OnDone = Callable[[msgspec.Raw | ShardKVError], None]
-
-
-class Part:
-    """One shard's share of a request. `done` runs once, with the reply's payload or an error.
-
-    `repeatable`: whether it may be sent again even when it may have been carried out; None: if it is no write.
-    `waits`: for a shard that is away it is parked; otherwise it ends in ShardUnavailable at once.
-    """
-
-    __slots__ = (
-        "_repeatable",
-        "answer_by",
-        "asked",
-        "deadline",
-        "done",
-        "doubt",
-        "finished",
-        "gives_up_at",
-        "op",
-        "pause_s",
-        "payload",
-        "shard_id",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        op: Op,
-        payload: msgspec.Raw,
-        shard_id: int,
-        deadline: float | None,
-        done: OnDone,
-        *,
-        repeatable: bool | None = None,
-        waits: bool = True,
-    ) -> None:
-        self.op = op
-        self.waits = waits
-        self._repeatable = repeatable
-        self.payload = payload
-        self.shard_id = shard_id
-        self.deadline = deadline
-        self.done = done
-        self.answer_by: float | None = None
-        """When an unanswered part is given up, sent or not."""
-        self.gives_up_at: float | None = None
-        """When a parked part is given up; set when it is parked first."""
-        self.asked: tuple[Peer, int] | None = None
-        """Who was asked last, and the number of that request there."""
-        self.pause_s = REFUSED_PAUSE_S
-        self.doubt: OutcomeUnknown | None = None
-        """Why it is not known whether the write was applied when it was sent before."""
-        self.finished = False
-
-    @property
-    def repeatable(self) -> bool:
-        return self.op != Op.WRITE if self._repeatable is None else self._repeatable
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes to keep it waiting."""
-        return len(self.payload) + PART_BYTES
 
 
 class Together(Protocol):
@@ -133,13 +68,16 @@ class Together(Protocol):
 class Forwarder:
     """Sends parts; told of topology changes and of nodes that came up."""
 
-    def __init__(self, links: NodeLinks, options: RouterOptions) -> None:
+    def __init__(self, links: NodeLinks, options: RouterOptions, limits: Limits = DEFAULT_LIMITS) -> None:
         self._links = links
+        self._limits = limits
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._topology = Topology()
         self._parked: list[Part] = []
         self._parked_bytes = 0
+        self._refused: dict[Part, asyncio.TimerHandle] = {}
+        """Those their node refused, and when they are sent again at the latest."""
         self._sent: set[Part | Together] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._draining = False
@@ -151,8 +89,15 @@ class Forwarder:
 
     def update(self, topology: Topology) -> None:
         """Follow a newer topology and try what is parked again."""
-        self._topology = topology
+        before, self._topology = self._topology, topology
+        changed = [part for part in self._refused if before.shards.get(part.shard_id) is not self._shard_of(part)]
+        for part in changed:
+            self._refused.pop(part).cancel()
+            self._send_or_expire(part)
         self.retry_parked()
+
+    def _shard_of(self, part: Part) -> ShardDocument | None:
+        return self._topology.shards.get(part.shard_id)
 
     def retry_parked(self) -> None:
         """Send whatever can be sent now."""
@@ -170,8 +115,10 @@ class Forwarder:
         if part.deadline is not None and part.deadline <= now:
             self._end(part, DeadlineExceeded("The deadline passed before the request was sent to its node."))
             return
-        shard = self._topology.shards.get(part.shard_id)
+        shard = self._shard_of(part)
         peer = self._links.usable(shard.node) if shard is not None else None
+        if shard is None and self._sent_to_heirs(part):
+            return
         if shard is None or peer is None:
             self._park(part)
             return
@@ -187,7 +134,16 @@ class Forwarder:
             epoch=shard.epoch,
             deadline=part.deadline,
         )
-        part.asked = (peer, request_id)
+        part.asked, part.epoch = (peer, request_id), shard.epoch
+
+    def _sent_to_heirs(self, part: Part) -> bool:
+        """Send a part whose shard is no more to those that have taken its place; False: there are none."""
+        view = heirs_of(self._topology, part.shard_id)
+        if view is None:
+            return False
+        for one in parts_for_heirs(part, view, self._limits.frame_bytes_max, self._end):
+            self.send(one)
+        return True
 
     def send_together(self, node: str, together: Together) -> None:
         """Send what is for one node in one go, or, when it cannot be reached, its parts one by one."""
@@ -223,8 +179,7 @@ class Forwarder:
         elif never_sent or (isinstance(error, OutcomeUnknown) and _may_repeat(part, error)):
             self._send_or_expire(part)
         elif isinstance(error, RoutingError):
-            self._loop.call_later(part.pause_s, self._send_or_expire, part)
-            part.pause_s = min(2 * part.pause_s, REFUSED_PAUSE_MOST_S)
+            self._wait_for_news(part)
         elif isinstance(error, OutcomeUnknown):
             self._end(part, _naming_shard(error, part))
         else:
@@ -235,6 +190,20 @@ class Forwarder:
         if part.doubt is not None and isinstance(answer, ShardKVError) and not isinstance(answer, FINAL_REFUSALS):
             answer = part.doubt
         part.done(answer)
+
+    def _wait_for_news(self, part: Part) -> None:
+        """Send a refused part again when its shard is another; now, if it is already."""
+        shard = self._shard_of(part)
+        if part.epoch is not None and (shard is None or shard.epoch != part.epoch):
+            part.epoch = None
+            self._send_or_expire(part)
+            return
+        self._refused[part] = self._loop.call_later(part.pause_s, self._ask_again, part)
+        part.pause_s = min(2 * part.pause_s, REFUSED_PAUSE_MOST_S)
+
+    def _ask_again(self, part: Part) -> None:
+        del self._refused[part]
+        self._send_or_expire(part)
 
     def _send_or_expire(self, part: Part) -> None:
         if self._draining or self._expired(part, self._loop.time()):
@@ -271,7 +240,7 @@ class Forwarder:
         return now >= part.gives_up_at
 
     def _give_up(self, part: Part) -> None:
-        shard = self._topology.shards.get(part.shard_id)
+        shard = self._shard_of(part)
         if self._draining:
             self._end(part, Draining("This router is shutting down.", hint="Retry; another one takes over."))
         else:
@@ -312,7 +281,7 @@ class Forwarder:
 
     def _no_answer(self, part: Part) -> ShardKVError:
         """The error for a part whose node has not answered by the deadline."""
-        shard = self._topology.shards.get(part.shard_id)
+        shard = self._shard_of(part)
         node = shard.node if shard is not None else None
         message = f"Node {node} did not answer in time for shard {part.shard_id}."
         detail = {"shard": part.shard_id, "node": node}

@@ -65,7 +65,7 @@ class RouterProcess:
         clock = HybridClock()
         self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
         self._links = NodeLinks(me=self.me, limits=settings.limits, clock=clock, on_usable=self._node_usable)
-        self._forwarder = Forwarder(self._links, settings.options)
+        self._forwarder = Forwarder(self._links, settings.options, settings.limits)
         scanner = Scanner(self._links, self._forwarder, settings.options)
         self._service = RouterService(self._forwarder, scanner, settings.limits, self._status)
         self._server = Server(

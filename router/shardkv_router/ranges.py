@@ -5,12 +5,14 @@ far it came, so that whoever asked knows what was deleted whatever happens next.
 
 Invariants: a frontier is told only for what every shard has covered; every step covers something, so both come to an
 end. Steps go through the `Forwarder`: through restarts and changes of owner, each to the end of the deadline at most.
+What was begun on a shard that was split or merged meanwhile is begun anew on those that took its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -32,7 +34,9 @@ from shardkv.wire.messages import (
     decode_delete_range_reply,
     raw,
 )
-from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.forwarding import Forwarder
+from shardkv_router.heirs import ShardEnded
+from shardkv_router.part import Part
 from shardkv_router.scanning import all_of
 
 SHARDS_AT_ONCE = 16
@@ -49,10 +53,17 @@ class Ranges:
         self._loop = asyncio.get_running_loop()
 
     async def count(
-        self, view: KeyspaceView, asked: Count, deadline: float | None, unwanted: Callable[[], bool]
+        self, view: Callable[[], KeyspaceView], asked: Count, deadline: float | None, unwanted: Callable[[], bool]
     ) -> CountReply:
         """All keys of the range, or, when it may be partial, of the shards that could be counted to their ends. Ends
-        early, with an error nobody reads, once the answer is `unwanted`."""
+        early, with an error nobody reads, once the answer is `unwanted`. `view`: the newest there is."""
+        while True:
+            with suppress(ShardEnded):
+                return await self._count(view(), asked, deadline, unwanted)
+
+    async def _count(
+        self, view: KeyspaceView, asked: Count, deadline: float | None, unwanted: Callable[[], bool]
+    ) -> CountReply:
         left = iter(view.shards_in(asked.start, asked.stop))
         problems: list[ShardProblem] = []
 
@@ -60,7 +71,7 @@ class Ranges:
             try:
                 return await self._count_shard(shard.id, asked, deadline, unwanted)
             except DISPENSABLE as error:
-                if not asked.partial:
+                if not asked.partial or isinstance(error, ShardEnded):
                     raise
                 problems.append(missing_shard(shard, error))
                 return 0
@@ -87,8 +98,24 @@ class Ranges:
             start = reply.frontier
         raise ShardUnavailable("Whoever asked for a count has gone.")
 
-    async def delete(self, view: KeyspaceView, asked: DeleteRange, deadline: float | None) -> DeleteRangeReply:
-        """One step. What it raises has a `deleted` in its detail: how many keys were."""
+    async def delete(
+        self, view: Callable[[], KeyspaceView], asked: DeleteRange, deadline: float | None
+    ) -> DeleteRangeReply:
+        """One step. What it raises has a `deleted` in its detail: how many keys were. `view`: the newest there is."""
+        deleted = 0
+        while asked.limit is None or deleted < asked.limit:
+            left = None if asked.limit is None else asked.limit - deleted
+            try:
+                reply = await self._delete(view(), DeleteRange(asked.start, asked.stop, left), deadline)
+            except ShardEnded as error:
+                deleted += error.detail["deleted"]
+            except ShardKVError as error:
+                raise _having_deleted(error, deleted) from None
+            else:
+                return DeleteRangeReply(deleted + reply.deleted, reply.frontier)
+        return DeleteRangeReply(deleted, asked.start)
+
+    async def _delete(self, view: KeyspaceView, asked: DeleteRange, deadline: float | None) -> DeleteRangeReply:
         shards = view.shards_in(asked.start, asked.stop)
         if view.partition == "range":
             return await self._delete_in_turn(shards, asked, deadline)
@@ -145,7 +172,8 @@ class Ranges:
         await all_of([delete_some() for _ in range(SHARDS_AT_ONCE)])
         deleted = sum(reply.deleted for reply in replies)
         if errors:
-            raise _having_deleted(min(errors, key=lambda error: error.retriable), deleted)
+            worst = min(errors, key=lambda error: (error.retriable, isinstance(error, ShardEnded)))
+            raise _having_deleted(worst, deleted)
         return DeleteRangeReply(deleted, _nearest([reply.frontier for reply in replies]))
 
     async def _delete_in(

@@ -30,10 +30,11 @@ from shardkv.topology.gathering import DISPENSABLE, as_read, missing_shard
 from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.peer import Peer
 from shardkv.wire.messages import OK, Op, Page, RawReply, Scan, decode_page, raw, reply_error
-from shardkv_router.forwarding import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S, Forwarder, last_moment
+from shardkv_router.forwarding import Forwarder, last_moment
 from shardkv_router.links import NodeLinks
 from shardkv_router.merge import merge_pages
 from shardkv_router.options import RouterOptions
+from shardkv_router.part import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S
 
 Errors = tuple[type[ShardKVError], ...]
 Answer = TypeVar("Answer")

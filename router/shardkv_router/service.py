@@ -51,7 +51,8 @@ from shardkv.wire.messages import (
     single_keys,
 )
 from shardkv_router.bundles import Bundle
-from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.forwarding import Forwarder
+from shardkv_router.part import Part
 from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
 from shardkv_router.shares import Gathering, Members, Share, SharedReading, SharedWriting
@@ -158,6 +159,12 @@ class RouterService:
     def _keyspace(self, connection: Connection, request: Request) -> KeyspaceView:
         return self.topology.keyspace(self._keyspace_name(connection, request))
 
+    def _newest(self, connection: Connection, request: Request) -> Callable[[], KeyspaceView]:
+        """How to see the request's keyspace as it is at any time from now on. Raises UnknownKeyspace."""
+        name = self._keyspace_name(connection, request)
+        self.topology.keyspace(name)
+        return lambda: self.topology.keyspace(name)
+
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         view = self._keyspace(connection, request)
         read: PartialRead = decode_partial_read(request.payload)
@@ -226,14 +233,14 @@ class RouterService:
         self._later(connection, request.id, page)
 
     def _count(self, connection: Connection, request: Request, deadline: float | None) -> None:
-        view = self._keyspace(connection, request)
+        view = self._newest(connection, request)
         asked: Count = decode_count(request.payload)
         check_range(asked.start, asked.stop, self._limits)
         counting = self._ranges.count(view, asked, deadline, lambda: connection.closed)
         self._later(connection, request.id, counting)
 
     def _delete_range(self, connection: Connection, request: Request, deadline: float | None) -> None:
-        view = self._keyspace(connection, request)
+        view = self._newest(connection, request)
         asked: DeleteRange = decode_delete_range(request.payload)
         check_range(asked.start, asked.stop, self._limits)
         if asked.limit is not None and asked.limit < 1:

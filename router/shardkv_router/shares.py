@@ -41,7 +41,8 @@ from shardkv.wire.messages import (
     problem_reply,
     raw,
 )
-from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.forwarding import Forwarder
+from shardkv_router.part import Part
 
 Spans = list[tuple[int, int, int]]
 Members = list[tuple[ShardDocument, list[int]]]
@@ -133,7 +134,10 @@ class Share:
     def _fall_apart(self, members: Members, *, others: bool = False) -> list[Part]:
         """These members as parts. `others`: the share ends for others of its shards."""
         self._gathering.more(len(members) - (not others))
-        return [self._gathering.part(shard, indexes, self.deadline) for shard, indexes in members]
+        parts = [self._gathering.part(shard, indexes, self.deadline) for shard, indexes in members]
+        for part, (shard, _) in zip(parts, members, strict=True):
+            part.epoch = shard.epoch
+        return parts
 
 
 class SharedReading:

@@ -58,9 +58,8 @@ def two_nodes(shards: Shards) -> tuple[Node, Node]:
 
 
 async def count(world: RouterWorld, start: bytes = b"", stop: bytes | None = None, timeout_s: float = 5) -> int:
-    view = world.topology.keyspace("default")
     deadline = world.loop.time() + timeout_s
-    reply = await world.ranges.count(view, Count(start, stop), deadline, lambda: False)
+    reply = await world.ranges.count(world.view, Count(start, stop), deadline, lambda: False)
     assert reply.frontier is None
     return reply.count
 
@@ -73,8 +72,7 @@ async def delete(
     limit: int | None = None,
     timeout_s: float = 5,
 ) -> DeleteRangeReply:
-    view = world.topology.keyspace("default")
-    return await world.ranges.delete(view, DeleteRange(start, stop, limit), world.loop.time() + timeout_s)
+    return await world.ranges.delete(world.view, DeleteRange(start, stop, limit), world.loop.time() + timeout_s)
 
 
 async def delete_all(world: RouterWorld, limit: int | None = None) -> list[int]:
@@ -223,9 +221,7 @@ def test_nobody_counts_on_for_someone_who_has_gone() -> None:
         async with router_world(one, partition="hash", shards=1) as world:
             gone = iter([False, False, True])
             with pytest.raises(ShardUnavailable):
-                await world.ranges.count(
-                    world.topology.keyspace("default"), Count(b"", None), world.loop.time() + 5, lambda: next(gone)
-                )
+                await world.ranges.count(world.view, Count(b"", None), world.loop.time() + 5, lambda: next(gone))
             assert len(shards.asked) == 2
 
     run(story)

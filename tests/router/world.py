@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -17,15 +17,17 @@ from shardkv.topology.documents import (
     NodeDocument,
     Partition,
     ShardDocument,
+    TopologyBound,
     encode_document,
 )
-from shardkv.topology.view import Topology
+from shardkv.topology.view import KeyspaceView, Topology
 from shardkv.transport.server import Connection, Server
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import Op, Page, Read, Request, Scan, Write, WriteReply, decode_scan, raw
-from shardkv_router.forwarding import Forwarder, Part
+from shardkv_router.forwarding import Forwarder
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
+from shardkv_router.part import Part
 from shardkv_router.ranges import Ranges
 from shardkv_router.scanning import Scanner
 
@@ -120,7 +122,26 @@ class RouterWorld:
         for number, (start, stop) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
             owner = (owners or {}).get(number + 1, self.nodes[number % len(self.nodes)].name)
             documents[f"shards/{number + 1}"] = ShardDocument(number + 1, "default", start, stop, epoch, owner)
-        entries = [(key, encode_document(document)) for key, document in documents.items()]
+        self.put(documents)
+
+    def view(self) -> KeyspaceView:
+        """The keyspace as it is now."""
+        return self.topology.keyspace("default")
+
+    def replace(self, parents: list[int], children: dict[int, tuple[TopologyBound, TopologyBound | None, str]]) -> None:
+        """Shards were split or merged: (start, stop, owner) of each child, by id."""
+        epoch = 1 + max(self.topology.shards[parent].epoch for parent in parents)
+        documents: dict[str, msgspec.Struct | None] = {f"shards/{parent}": None for parent in parents}
+        for child, (start, stop, owner) in children.items():
+            shard = ShardDocument(child, "default", start, stop, epoch, owner, parents=parents)
+            documents[f"shards/{child}"] = shard
+        self.put(documents)
+
+    def put(self, documents: Mapping[str, msgspec.Struct | None]) -> None:
+        """A newer topology, in which these documents are others; None: gone."""
+        entries = [
+            (key, None if document is None else encode_document(document)) for key, document in documents.items()
+        ]
         self.topology = self.topology.with_entries(self.topology.revision + 1, entries)
         self.links.update(self.topology)
         self.forwarder.update(self.topology)
