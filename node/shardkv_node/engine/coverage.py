@@ -7,6 +7,9 @@ this a part that was never made would pass for the other one, which was.
     coverage = [[low, high]...]     half-open, ascending, apart; low and high are keys (bytes) where tablets are merged
                                     by key, hash tokens (int) where by token; None: no bound at this end
 
+A tablet and those made of it are split and merged in one of the two ways only: records of one way cannot be cut in the
+other, and such a merge fails.
+
 Pure.
 """
 

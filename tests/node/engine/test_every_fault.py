@@ -9,6 +9,7 @@ import pytest
 
 from shardkv.errors import Corruption, StoreMismatch, UnsupportedFormat
 from shardkv_node.engine import filenames
+from tests.node.engine import test_change_crash as changes
 from tests.node.engine import test_tablet_crash as tablets
 from tests.node.engine.crash_vfs import CrashVfs, keep_everything, keep_nothing, keep_some
 from tests.node.engine.store_driver import STORE, TINY, Driver, Rows, commit, open_store, run_failing, scan
@@ -69,6 +70,32 @@ def test_every_operation_on_whole_tablets_fails_once_or_from_then_on(code: int, 
     tablets.run_workload(clean)
     for n in range(1, clean.operations + 1):
         vfs, driver = run_failing(tablets.run_workload, n, code, sticky=sticky)
+        survivor = vfs.crash(keep_everything if keep is keep_everything else keep_nothing)
+        tablets.check(survivor, driver, context=f"operation {n} failed: {clean.journal[n - 1]}")
+
+
+@pytest.mark.parametrize("percent", [0, 30, 70, 100])
+def test_a_crash_before_every_operation_on_tablets_that_come_part_and_join(percent: int) -> None:
+    crashes: list[str] = []
+
+    def seen(vfs: CrashVfs, driver: tablets.TabletDriver | None, context: str) -> None:
+        crashes.append(context)
+        tablets.check(vfs, driver, context=context)
+
+    changes.crashes_of_workload(percent, seen)
+    assert len(crashes) > 250
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("sticky", [False, True])
+@pytest.mark.parametrize("keep", [keep_everything, keep_nothing])
+def test_every_operation_on_tablets_that_come_part_and_join_fails_once_or_from_then_on(
+    code: int, sticky: bool, keep: object
+) -> None:
+    clean = CrashVfs()
+    changes.run_workload(clean)
+    for n in range(1, clean.operations + 1):
+        vfs, driver = run_failing(changes.run_workload, n, code, sticky=sticky)
         survivor = vfs.crash(keep_everything if keep is keep_everything else keep_nothing)
         tablets.check(survivor, driver, context=f"operation {n} failed: {clean.journal[n - 1]}")
 

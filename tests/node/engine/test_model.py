@@ -1,6 +1,6 @@
 """Random histories of a store against dicts: writes with and without conditions and times to live, numbers, scans,
-snapshots, range deletes, splits, exports, imports, drops, flushes, compactions, restarts, crashes in any order, while
-the clock goes on, or back. There may be several tablets; the rules are about one of them at a time.
+snapshots, range deletes, splits, merges, moves, exports, imports, drops, flushes, compactions, restarts, crashes in any
+order, while the clock goes on, or back. There may be several tablets; the rules are about one of them at a time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from shardkv_node.engine.store import Store
 from shardkv_node.engine.syncer import InlineSyncer
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_nothing, keep_some
+from tests.node.engine.moving import Move
 from tests.node.engine.store_driver import STORE, TINY, commit_write
 
 NUMBERS = st.sampled_from([b"n1", b"n2"])
@@ -33,6 +34,7 @@ BOUNDS = st.lists(st.binary(max_size=3), min_size=2, max_size=2).map(sorted)
 SNAPSHOTS_MAX = 3
 TABLETS_MAX = 4
 LABELS = (b"left", b"right")
+Operations = list[tuple[bytes, bytes | None, int]]
 
 Row = tuple[bytes, int, int]
 """Value, version, expiry (0: never)."""
@@ -64,6 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Of the tablet the rules are about."""
         self.others: dict[int, dict[bytes, Row]] = {}
         """Those of the other tablets."""
+        self.moves = 0
         self.exports: list[tuple[str, dict[bytes, Row]]] = []
         self.snapshots: list[tuple[StoreSnapshot, int, dict[bytes, Row]]] = []
 
@@ -262,6 +265,45 @@ class StoreMachine(RuleBasedStateMachine):
         split = self.store.split_tablet_by_token(self.tablet, token, LABELS)
         assert isinstance(split.outcome, tuple)
         self.replace_by(split.outcome, lambda key: hash_token(key) >= token)
+
+    @rule(cut=st.one_of(KEYS, st.integers(0, 3).map(lambda quarter: quarter << 62)), back=st.booleans())
+    def split_and_merge(self, cut: bytes | int, back: bool) -> None:
+        """Split with the whole kept; take that back, or drop the whole and merge the halves again."""
+        if isinstance(cut, bytes):
+            self.store.fence_tablet(self.tablet)
+            self.store.flush()
+            halves = self.store.split_tablet(self.tablet, cut, LABELS, keep_whole=True)
+        else:
+            halves = self.store.split_tablet_by_token(self.tablet, cut, LABELS, keep_whole=True).outcome  # type: ignore[assignment]
+        left, right = halves
+        if back:
+            self.store.drop_tablet(left)
+            self.store.drop_tablet(right)
+            self.store.lift_fence(self.tablet)
+        else:
+            self.store.drop_tablet(self.tablet)
+            merge = self.store.merge_tablets(left, right, cut, b"merged")
+            assert isinstance(merge.outcome, tuple)
+            (self.tablet,) = merge.outcome
+            self.store.drop_tablet(left)
+            self.store.drop_tablet(right)
+        self.compare_scan(self.store, self.tablet, self.live(), b"", None, False, None, 1 << 20)
+
+    @rule(before=OPERATIONS, after=OPERATIONS, rounds=st.integers(1, 2))
+    def move_to_another_tablet(self, before: Operations, after: Operations, rounds: int) -> None:
+        """As if it were another store's: pinned, shipped, written to meanwhile, adopted."""
+        self.moves += 1
+        move = Move(self.vfs, self.store, self.tablet, self.store, f"/data/move{self.moves}")
+        for _ in range(rounds):
+            self.commit(before, [])
+            move.begin_round()
+            self.commit(after, [])
+            move.step()
+        move.settle()
+        self.tablet = move.adopt()
+        self.compare_scan(self.store, self.tablet, self.live(), b"", None, False, None, 1 << 20)
+        for key, row in self.live().items():
+            assert self.store.get_versioned(self.tablet, key) == row[:2]
 
     @precondition(lambda self: len(self.exports) < TABLETS_MAX)
     @rule(place=st.sampled_from(["/data", "/elsewhere"]))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import queue
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from shardkv.errors import ConditionFailed, InvalidArgument, OutcomeUnknown, ShardUnavailable
+from shardkv.errors import ConditionFailed, InvalidArgument, OutcomeUnknown, ShardUnavailable, StorageError
 from shardkv.topology.tokens import hash_token
 from shardkv_node.engine.columns import PUT
 from shardkv_node.engine.coverage import covered, joined, narrowed
+from shardkv_node.engine.job import UniteJob
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.tools.verify import verify_store
+from shardkv_node.engine.vfs import OsVfs
 from shardkv_node.engine.write import Write
 from tests.node.engine.crash_vfs import CrashVfs, keep_nothing
 from tests.node.engine.store_driver import STORE, TINY, Rows, commit, commit_write, open_store, scan
-from tests.node.engine.test_tablet_split import LABELS, filled, table_paths, versions
+from tests.node.engine.test_store import PausedRunner, paused_store
+from tests.node.engine.test_tablet_split import DEEP, LABELS, filled, table_paths, versions
 
 TOKEN = 1 << 63
 KEY = b"k060"
@@ -182,6 +187,141 @@ def test_halves_of_a_split_become_the_whole_again_time_after_time(by_token: bool
         assert scan(store, tablet) == rows
     store.request_compaction()
     assert scan(store, tablet) == rows
+
+
+# --- under way ---
+
+
+def paused_two(vfs: CrashVfs, seed: int, *, by_token: bool) -> tuple[Store, PausedRunner, int, int, Rows]:
+    store, left, right, rows = two(vfs, seed, by_token=by_token)
+    store.close()
+    store, runner = paused_store(vfs, DEEP)
+    return store, runner, left, right, rows
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("by_token", [False, True])
+def test_tablets_are_written_to_while_they_are_merged_and_nothing_is_lost(seed: int, by_token: bool) -> None:
+    store, runner, left, right, rows = paused_two(CrashVfs(), seed, by_token=by_token)
+    is_right, chance = sides(by_token=by_token), random.Random(seed)
+    merge = store.merge_tablets(left, right, boundary(by_token=by_token), b"merged")
+    refused = taken = lane_number = 0
+    made: dict[bool, Write] = {}
+    while merge.outcome is None:
+        for _ in range(chance.randrange(9)):
+            key, value = b"k%03d" % chance.randrange(140), None if chance.random() < 0.3 else chance.randbytes(20)
+            write = commit(store, (left, right)[is_right(key)], [(key, value)])
+            if write.error is not None:
+                assert isinstance(write.error, ShardUnavailable)
+                refused += 1
+                continue
+            taken += 1
+            rows.pop(key, None)
+            if value is not None:
+                rows[key] = value
+            if chance.random() < 0.3:
+                lane_number += 1
+                write = with_token(store, (left, right)[is_right(key)], [key], lane_number)
+                if write.applied:
+                    made[is_right(key)] = write
+                    rows[key] = b"%d" % lane_number
+        with pytest.raises(InvalidArgument, match="being split or merged"):
+            store.lift_fence(chance.choice((left, right)))
+        if runner.waiting:
+            runner.run_next()
+    assert isinstance(merge.outcome, tuple), merge.outcome
+    assert by_token <= (taken > 5)
+    number = merge.outcome[0]
+    assert scan(store, number) == dict(sorted(rows.items()))
+    if made:
+        newest = max(made.values(), key=lambda write: write.token or (b"", 0))
+        again = with_token(store, number, newest.keys, newest.token[1])  # type: ignore[index]
+        assert again.applied and again.version == newest.version
+        older = [write for write in made.values() if write is not newest]
+        assert all(isinstance(with_token(store, number, w.keys, w.token[1]).error, InvalidArgument) for w in older)  # type: ignore[index]
+    store.drop_tablet(left)
+    store.drop_tablet(right)
+    runner.run_all()
+    assert scan(store, number) == dict(sorted(rows.items()))
+    store.flush()
+    runner.run_all()
+    assert table_paths(store._vfs) == {f"{STORE}/tables/{name}" for name in store._state.table_names()}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", ["cancel", "drop", "close", "failure"])
+@pytest.mark.parametrize("after_jobs", [0, 1, 2, 4])
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_merge_that_does_not_come_to_its_end_leaves_both_and_no_file(
+    end: str, after_jobs: int, by_token: bool
+) -> None:
+    vfs = CrashVfs()
+    store, runner, left, right, _ = paused_two(vfs, 3, by_token=by_token)
+    low, high = left_and_right_keys(by_token=by_token)
+    for tablet, keys in ((left, low), (right, high)):
+        with_token(store, tablet, keys[:1], 1)
+    before = [scan(store, left), scan(store, right)]
+    merge = store.merge_tablets(left, right, boundary(by_token=by_token), b"merged")
+    for _ in range(after_jobs):
+        if runner.waiting and merge.outcome is None:
+            runner.run_next()
+    if merge.outcome is not None:
+        assert not by_token
+        return
+    if end == "cancel":
+        merge.cancel()
+        assert isinstance(merge.outcome, InvalidArgument)
+    elif end == "drop":
+        store.drop_tablet(right)
+        assert isinstance(merge.outcome, InvalidArgument)
+    elif end == "close":
+        store.close()
+        store, runner = paused_store(vfs, DEEP)
+    else:
+        while runner.waiting and not isinstance(runner.waiting[0][0], UniteJob):
+            runner.run_next()
+        vfs.fail_at(vfs.operations + 6)
+        runner.run_next()
+        assert isinstance(merge.outcome, StorageError) and not store.health.poisoned
+    runner.run_all()
+    alive = [left] if end == "drop" else [left, right]
+    assert sorted(store.tablets) == alive
+    for tablet, rows in zip(alive, before, strict=False):
+        assert scan(store, tablet) == rows
+        assert commit(store, tablet, [(b"k001", b"on it goes")]).applied
+    store.flush()
+    runner.run_all()
+    assert table_paths(vfs) == {f"{STORE}/tables/{name}" for name in store._state.table_names()}
+
+
+def test_tablets_are_merged_at_a_token_by_a_worker_process_on_a_real_disk(tmp_path: Path) -> None:
+    posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    store = Store.open(str(tmp_path / "store"), replace(DEEP, workers=1, durability="os"), post=posted.put)
+    try:
+        numbers = [store.create_tablet(b"left"), store.create_tablet(b"right")]
+        rows, merge, is_right = Rows(), None, sides(by_token=True)
+        for number in range(5000):
+            while store.stalled or not posted.empty():
+                posted.get(timeout=30)()
+            if number == 300:
+                merge = store.merge_tablets(numbers[0], numbers[1], TOKEN, b"merged")
+            key, value = b"k%04d" % number, b"%d" % number * 9
+            if merge and merge.outcome:
+                break
+            write = Write(numbers[is_right(key)], [key], PUT, [value], token=(b"%016d" % (number % 50), number))
+            if commit_write(store, write).error is not None:
+                break  # its last stretch
+            rows[key] = value
+        assert merge is not None
+        while merge.outcome is None:
+            posted.get(timeout=30)()
+        assert isinstance(merge.outcome, tuple)
+        assert scan(store, merge.outcome[0]) == rows and len(rows) >= 300
+        key = max(rows)
+        again = Write(merge.outcome[0], [key], PUT, [b"twice"], token=(b"%016d" % (int(key[1:]) % 50), int(key[1:])))
+        assert commit_write(store, again).applied and store.get(merge.outcome[0], key) == rows[key]
+    finally:
+        store.close()
+    assert verify_store(OsVfs(), str(tmp_path / "store")).problems == []
 
 
 # --- tokens ---
