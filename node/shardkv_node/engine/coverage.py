@@ -29,8 +29,10 @@ _TOKEN_MAX = HASH_TOKENS - 1
 
 def narrowed(coverage: Coverage | None, low: Bound | None, high: Bound | None) -> Coverage:
     """What of it lies in [low, high); where that is nothing, an interval without extent: it tells keys from tokens."""
+    if coverage is None:
+        return [(low, high)]
     found: Coverage = []
-    for start, stop in coverage if coverage is not None else [(None, None)]:
+    for start, stop in coverage:
         start = start if low is None else low if start is None else max(start, low)
         stop = stop if high is None else high if stop is None else min(stop, high)
         if start is None or stop is None or start < stop:  # type: ignore[operator]

@@ -9,8 +9,8 @@ nobody else's; its numbers rise. So of each lane the newest record is enough:
 
 A tablet's records are the rows of a second tablet, its *records tablet*: lane -> record, msgpack, with an expiry. They
 are logged in the group of their writes, so that both are there after a crash or neither; and they are flushed,
-compacted, ended, exported, imported and given to both halves of a split as rows are. Each lane takes one row, whatever
-it writes: the bytes are bounded by the lanes of one retention.
+compacted, ended, exported, imported, moved and given to both halves of a split as rows are. Each lane takes one row,
+whatever it writes: the bytes are bounded by the lanes of one retention.
 
 At a merge of two tablets the records of both are united (`united`): of a lane that has one in each, the higher number
 wins. A record then tells of the keys of its own tablet only (coverage.py), so that the other part of the same request,

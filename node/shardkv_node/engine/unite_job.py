@@ -73,13 +73,15 @@ def _united(parts: Sequence[Columns], boundary: bytes | int) -> Columns:
         columns = zip(expand_u64(part.versions, n), expand_u64(part.expiries, n), part.values, strict=True)
         rows[part.kind(0)].update(zip(part.keys, columns, strict=True))
     left, right = rows
-    merged = {lane: (*row[:2], of_one_side(row[2], boundary, below=True)) for lane, row in left.items()}
-    for lane, row in right.items():
-        other = left.get(lane)
-        if other is None:
-            merged[lane] = (*row[:2], of_one_side(row[2], boundary, below=False))
-        else:
-            merged[lane] = (max(row[0], other[0]), max(row[1], other[1]), united(other[2], row[2], boundary))
+    merged: dict[bytes, _Row] = {}
+    for lane in left.keys() | right.keys():
+        one, other = left.get(lane), right.get(lane)
+        if one is not None and other is not None:
+            merged[lane] = (max(one[0], other[0]), max(one[1], other[1]), united(one[2], other[2], boundary))
+        elif one is not None:
+            merged[lane] = (one[0], one[1], of_one_side(one[2], boundary, below=True))
+        elif other is not None:
+            merged[lane] = (other[0], other[1], of_one_side(other[2], boundary, below=False))
     lanes = sorted(merged)
     versions, expiries, records = zip(*map(merged.__getitem__, lanes), strict=True)
     return Columns(lanes, PUT_EXPIRING, collapse(pack_u64(versions), 8), collapse(pack_u64(expiries), 8), list(records))
