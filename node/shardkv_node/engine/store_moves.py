@@ -92,7 +92,7 @@ class StoreMoves(StoreTablets):
             unpin()
 
         tail = Tail(digest, bytes_max=tail_bytes_max)
-        pin = self._pins[number] = TabletPin(self.directory, manifest, dump, tail, digest, release)
+        pin = self._pins[number] = TabletPin(self.directory, tablet, manifest, dump, tail, digest, release)
         return pin
 
     def _feed_tails(self, accepted: Sequence[tuple[Write, Tablet] | Puts]) -> None:

@@ -1,4 +1,4 @@
-"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, measure, fence, split, merge, export, import them.
+"""`StoreTablets`: what a `Store` does with whole tablets: make, drop, measure, fence, split, merge, export and import.
 
 Invariants:
   - a tablet's number is never given out again, also not after a crash;

@@ -8,8 +8,8 @@
 All of it is of the tablet and of its records tablet, also when that is made later. Invariant: files, dump and tail
 together are all the tablet was told, each write once, and in the order of its versions.
 
-Once the tablet is fenced and the asker has all of the tail (`given` == `added`), both stores compare `digest.value` and
-the seqnos.
+Once the tablet is fenced, no group is in flight, and the asker has all of the tail (`given` == `added`), both stores
+compare `digest.value` and `seqnos`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from shardkv_node.engine import filenames
 from shardkv_node.engine.memory_dump import DumpSlice, MemoryDump
+from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.tablet_export import ExportManifest
 from shardkv_node.engine.tail import Tail
 from shardkv_node.engine.tail_digest import TailDigest
@@ -29,6 +30,7 @@ class TabletPin:
     def __init__(
         self,
         store: str,
+        pinned: Tablet,
         manifest: ExportManifest,
         dump: MemoryDump,
         tail: Tail,
@@ -41,6 +43,7 @@ class TabletPin:
         self.digest = digest
         self.closed = False
         self._store = store
+        self._pinned = pinned
         self._dump = dump
         self._release = release
         self._dumped = 0
@@ -49,6 +52,12 @@ class TabletPin:
     def tablet(self) -> int:
         """Number of the tablet."""
         return self.manifest.tablet
+
+    @property
+    def seqnos(self) -> dict[bool, int]:
+        """Of the newest write there is by now: False: of the tablet, True: of its records."""
+        records = self._pinned.records
+        return {False: self._pinned.last_seqno, True: 0 if records is None else records.last_seqno}
 
     @property
     def dump_rows(self) -> int:

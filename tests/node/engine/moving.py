@@ -72,7 +72,7 @@ class Move:
         assert told == [None]
         assert self.pin is not None and self.staging is not None
         assert self.pin.tail.added == self.pin.tail.given == self.staging.applied
-        assert self.pin.digest.value == self.staging.digest.value
+        assert self.pin.digest.value == self.staging.digest.value and self.pin.seqnos == self.staging.seqnos
 
     def adopt(self) -> int:
         """The target's own from now on; the source drops it. Returns its number."""
