@@ -6,7 +6,6 @@ from shardkv_node.engine.compaction import run_compaction
 from shardkv_node.engine.flush import run_flush
 from shardkv_node.engine.job import CompactionJob, FlushJob, Job, JobResult, Pause, SplitJob, UniteJob, no_pause
 from shardkv_node.engine.split_job import run_split
-from shardkv_node.engine.unite_job import run_unite
 from shardkv_node.engine.vfs import Vfs
 
 
@@ -20,4 +19,6 @@ def run(vfs: Vfs, job: Job, pause: Pause = no_pause) -> JobResult:
         case SplitJob():
             return run_split(vfs, job, pause)
         case UniteJob():
+            from shardkv_node.engine.unite_job import run_unite  # seldom, and it takes a worker a third longer to start
+
             return run_unite(vfs, job)

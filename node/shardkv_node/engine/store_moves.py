@@ -56,7 +56,8 @@ class StoreMoves(StoreTablets):
     def sync_log(self, done: Callable[[StorageError | None], None]) -> None: ...
 
     def between_groups(self, call: Callable[[], None]) -> None:
-        """Run `call` while no group is in flight: now, or right after the one there is was applied or failed."""
+        """Run `call`, which must not raise, while no group is in flight: now, or right after the one there is was
+        applied or failed."""
         if self._in_flight is None:
             call()
         else:
@@ -128,9 +129,9 @@ class StoreMoves(StoreTablets):
 
     def _tell_tails(self, fed: set[int]) -> None:
         for number in fed:
-            on_write = self._pins[number].tail.on_write
-            if on_write is not None:
-                on_write()
+            pin = self._pins.get(number)  # another one's callback may have closed it
+            if pin is not None and pin.tail.on_write is not None:
+                pin.tail.on_write()
 
     # --- the store it goes to ---
 

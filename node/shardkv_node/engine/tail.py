@@ -83,7 +83,8 @@ def decode_tail(data: bytes) -> TailBatch:
 
 
 class Tail:
-    """Belongs to the owner of the store. `digest` gets every write once; `on_write` is called after writes came."""
+    """Belongs to the owner of the store. `digest` gets every write once; `on_write`, which must not raise, is called
+    after writes came."""
 
     def __init__(self, digest: TailDigest, *, bytes_max: int = TAIL_BYTES_MAX) -> None:
         self.overflowed = False
