@@ -247,4 +247,6 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return "the connection was closed"
     return str(error).rstrip(".") or type(error).__name__

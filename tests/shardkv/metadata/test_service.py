@@ -234,7 +234,7 @@ async def keys(client: MetaClient, prefix: str = "") -> list[str]:
     return [entry.key for entry in (await client.read(prefix)).entries if entry.key != LEADER_KEY]
 
 
-async def wait_for(holds: Callable[[], bool]) -> None:
+async def wait_for(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(5):
         while not holds():
             await asyncio.sleep(0.005)

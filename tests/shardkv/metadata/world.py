@@ -37,6 +37,7 @@ class MetaWorld:
         self.port = 0
         self.cluster_id = "c1"
         self.poisoned = asyncio.Event()
+        self.running = False
 
     async def start(self, *, nodes: int = 3) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -53,11 +54,13 @@ class MetaWorld:
         async with asyncio.timeout(10):
             while self.service.view.get(LEADER_KEY) is None:
                 await self.service.view.moved()
+        self.running = True
 
     def open_store(self) -> MetaStore:
         return EmbeddedStore(self.directory)
 
     async def stop(self) -> None:
+        self.running = False
         for task in (self._leading, self._following):
             task.cancel()
         await asyncio.gather(self._leading, self._following, return_exceptions=True)
@@ -110,6 +113,7 @@ class Follower:
         return self.views[-1]
 
     async def stop(self) -> None:
+        self.running = False
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
