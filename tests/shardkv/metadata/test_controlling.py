@@ -1,0 +1,239 @@
+"""What the controller's loop does with a plan, and how it hears of nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardkv.errors import OutcomeUnknown
+from shardkv.metadata.admin import AdminVerbs
+from shardkv.metadata.client import MetaClient
+from shardkv.metadata.controlling import Controller, Core
+from shardkv.metadata.embedded import EmbeddedStore
+from shardkv.metadata.leading import Leading
+from shardkv.metadata.reports import Reports
+from shardkv.metadata.view import StoreView
+from shardkv.topology.documents import JobDocument, NodeDocument, encode_document
+from shardkv.topology.view import Topology
+from shardkv.transport.server import Connection, Server
+from shardkv.wire.hello import Identity
+from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn, Op, Request, decode_any, raw
+from tests.shardkv.metadata.test_service import wait_for
+from tests.shardkv.metadata.world import cluster_document, meta_client, meta_world
+
+ME = Identity("meta", "meta", "c1")
+
+
+class Controlled:
+    """A store with a controller that leads it."""
+
+    def __init__(self, directory: Path, core: Core) -> None:
+        self.store = EmbeddedStore(directory)
+        self.view = StoreView()
+        self.controller = Controller(self.store, self.view, core, me=lambda: ME)
+
+    async def put(self, key: str, value: bytes | None) -> int:
+        return (await self.store.txn([], [MetaPut(key, value)])).revision
+
+
+def run(tmp_path: Path, core: Core, story: Callable[[Controlled], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            world = Controlled(tmp_path, core)
+            following = asyncio.ensure_future(world.store.follow(0, world.view.take))
+            leading = asyncio.ensure_future(Leading(world.store, world.view, b"\x80").run(world.controller.run))
+            try:
+                await story(world)
+            finally:
+                for task in (leading, following):
+                    task.cancel()
+                await asyncio.gather(leading, following, return_exceptions=True)
+                await world.store.aclose()
+
+    asyncio.run(bounded())
+
+
+def _raise_counter(topology: Topology, reports: Reports, now_ms: int) -> Sequence[MetaTxn]:
+    """One step at a time: job 1 counts up to 5."""
+    job = topology.jobs.get(1)
+    if job is None or len(job.done) >= 5:
+        return []
+    raised = JobDocument(1, "rebalance", done=[*job.done, len(job.done)])
+    known = topology.revision_of("jobs/1")
+    return [MetaTxn([MetaCompare("jobs/1", known)], [MetaPut("jobs/1", encode_document(raised))])]
+
+
+def test_a_plan_is_carried_out_step_by_step_to_its_end(tmp_path: Path) -> None:
+    async def story(world: Controlled) -> None:
+        await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
+        await wait_for(lambda: 1 in world.view.topology.jobs and len(world.view.topology.jobs[1].done) == 5)
+        assert world.view.topology.jobs[1].done == [0, 1, 2, 3, 4]
+        assert world.controller.txns == 5
+
+    run(tmp_path, Core(_raise_counter), story)
+
+
+def test_an_unknown_outcome_is_settled_by_the_next_transaction(tmp_path: Path) -> None:
+    async def story(world: Controlled) -> None:
+        real, count = world.store.txn, [0]
+
+        async def txn(compares: Any, puts: Any, **more: Any) -> Any:
+            count[0] += puts[0].key == "jobs/1"
+            applied = count[0] % 3 != 1 or puts[0].key != "jobs/1"
+            reply = await real(compares, puts, **more) if applied else None
+            if puts[0].key == "jobs/1" and count[0] % 3 != 0:
+                raise OutcomeUnknown("The answer was lost.")
+            return reply
+
+        await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
+        world.store.txn = txn  # type: ignore[method-assign]
+        await wait_for(lambda: 1 in world.view.topology.jobs and len(world.view.topology.jobs[1].done) >= 3)
+        assert world.view.topology.jobs[1].done == list(range(len(world.view.topology.jobs[1].done)))
+
+    run(tmp_path, Core(_raise_counter), story)
+
+
+def test_a_plan_that_is_always_refused_is_not_tried_in_a_loop(tmp_path: Path) -> None:
+    planned: list[int] = []
+
+    def plan(topology: Topology, reports: Reports, now_ms: int) -> Sequence[MetaTxn]:
+        planned.append(topology.revision)
+        return [MetaTxn([MetaCompare("never", 7)], [MetaPut("a", b"1")])]
+
+    async def story(world: Controlled) -> None:
+        await wait_for(lambda: planned)
+        await asyncio.sleep(0.3)
+        assert len(planned) <= 3
+        seen = len(planned)
+        await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
+        await wait_for(lambda: len(planned) > seen)
+
+    run(tmp_path, Core(plan), story)
+
+
+# Reports
+
+
+class FakeNode:
+    """Answers STATUS, or hangs."""
+
+    def __init__(self, name: str, *, hangs: bool = False) -> None:
+        self.name = name
+        self.hangs = hangs
+        self.asked = 0
+        self.server = Server(self, me=lambda: Identity("node", name, "c1", 3))
+
+    def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        assert request.op == Op.STATUS
+        self.asked += 1
+        if not self.hangs:
+            connection.reply(request.id, {"asked": self.asked})
+
+    def on_batch_end(self, connection: Connection) -> None: ...
+
+    def on_closed(self, connection: Connection) -> None: ...
+
+
+@asynccontextmanager
+async def nodes(world: Controlled, *names: str, hanging: str = "") -> AsyncIterator[dict[str, FakeNode]]:
+    listening = {name: FakeNode(name, hangs=name == hanging) for name in names}
+    for number, (name, node) in enumerate(listening.items()):
+        port = await node.server.listen("127.0.0.1", 0)
+        await world.put(f"nodes/{name}", encode_document(NodeDocument(name, "s", 3, f"127.0.0.1:{port}", number)))
+    try:
+        yield listening
+    finally:
+        for node in listening.values():
+            await node.server.drain(grace_s=0)
+
+
+def test_nodes_are_asked_while_the_plan_needs_it_and_a_hanging_one_holds_up_nothing(tmp_path: Path) -> None:
+    heard: list[dict[str, int]] = []
+
+    def plan(topology: Topology, reports: Reports, now_ms: int) -> Sequence[MetaTxn]:
+        heard.append({name: report.status["asked"] for name, report in reports.items()})
+        assert all(report.incarnation == 3 and report.heard_ms <= now_ms for report in reports.values())
+        return []
+
+    def every_s(topology: Topology) -> float | None:
+        return 0.02 if topology.jobs else None
+
+    async def story(world: Controlled) -> None:
+        async with nodes(world, "node-1", "node-2", "node-3", hanging="node-2") as asked:
+            await wait_for(lambda: len(world.view.topology.nodes) == 3)
+            await asyncio.sleep(0.1)
+            assert not any(node.asked for node in asked.values())
+            await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
+            await wait_for(lambda: heard and min(heard[-1].get(name, 0) for name in ("node-1", "node-3")) >= 5)
+            assert "node-2" not in heard[-1]
+            assert asked["node-2"].asked == 1
+            await world.put("nodes/node-3", None)
+            await wait_for(lambda: heard[-1].keys() == {"node-1"})
+            await world.put("jobs/1", None)
+            await wait_for(lambda: heard[-1] == {})
+            seen = asked["node-1"].asked
+            await asyncio.sleep(0.1)
+            assert asked["node-1"].asked <= seen + 1
+
+    run(tmp_path, Core(plan, every_s), story)
+
+
+# Admin
+
+
+async def ask(client: MetaClient, **asked: Any) -> Any:
+    return decode_any(await client._peer.call(Op.META_ADMIN, raw(asked), timeout_s=5))
+
+
+def test_topology_and_jobs_are_told_to_who_asks(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with meta_world(tmp_path / "meta") as world, meta_client(world.address) as client:
+            jobs = [MetaPut(f"jobs/{n}", encode_document(JobDocument(n, "move", asked={"shard": n}))) for n in (10, 9)]
+            await client.txn([], jobs)
+            topology = await ask(client, verb="topology")
+            assert topology["single"]["cluster"]["cluster_id"] == "c1"
+            assert topology["jobs"]["9"]["asked"] == {"shard": 9}
+            assert [job["id"] for job in (await ask(client, verb="jobs"))["jobs"]] == [9, 10]
+            assert [job["id"] for job in (await ask(client, verb="jobs", id=10))["jobs"]] == [10]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (raw({"verb": "jobs", "id": 7}), "There is no job 7"),
+        (raw({"verb": "abolish"}), "known verbs: jobs, topology"),
+        (raw({"id": 7}), "names no verb"),
+        (raw(["jobs"]), "malformed"),
+        (raw({"verb": "jobs", "more": "x" * 70_000}), "longer than"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path: Path, asked: Any, sentence: str) -> None:
+    async def story() -> None:
+        async with meta_world(tmp_path / "meta") as world, meta_client(world.address) as client:
+            with pytest.raises(Exception, match=sentence):
+                await client._peer.call(Op.META_ADMIN, asked, timeout_s=5)
+            assert (await ask(client, verb="jobs")) == {"jobs": []}
+
+    asyncio.run(story())
+
+
+def test_a_verb_can_be_added(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = EmbeddedStore(tmp_path)
+        verbs = AdminVerbs(store)
+
+        async def count(store: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+            await store.txn([], [MetaPut("cluster", encode_document(cluster_document()))])
+            return {"n": len((await store.read("")).entries) + arguments["plus"]}
+
+        verbs.add("count", count)
+        assert await verbs.carry_out({"verb": "count", "plus": 2}) == {"n": 3}
+
+    asyncio.run(story())
