@@ -6,25 +6,18 @@ The metadata process carries plans out; this file does no I/O.
 
 from __future__ import annotations
 
-from shardkv.control.keyspaces import place_default, place_piece
 from shardkv.errors import StoreMismatch
 from shardkv.topology.documents import (
     CLUSTER_KEY,
     ClusterDocument,
     encode_document,
 )
-from shardkv.topology.view import Topology
 from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn
 
 
 def plan_cluster(document: ClusterDocument) -> MetaTxn:
     """The transaction of a cluster's first start."""
     return _creation({CLUSTER_KEY: encode_document(document)})
-
-
-def plan_next(topology: Topology) -> MetaTxn | None:
-    """What should be done at once, whatever nodes report; None when everything is as it should be."""
-    return place_default(topology) or place_piece(topology)
 
 
 def _creation(documents: dict[str, bytes]) -> MetaTxn:

@@ -21,7 +21,7 @@ from shardkv.limits import Limits
 from shardkv.logs import event
 from shardkv.metadata.client import Backoff
 from shardkv.metadata.controller import check_shape, plan_cluster
-from shardkv.metadata.controlling import Controller, Core
+from shardkv.metadata.controlling import ControlLoop
 from shardkv.metadata.leading import Leading
 from shardkv.metadata.service import MetaService
 from shardkv.metadata.store import MetaStore
@@ -95,8 +95,8 @@ async def _serve_cluster(store: MetaStore, cluster: ClusterDocument, options: Me
 async def lead(store: MetaStore, service: MetaService, lease_s: float, *, name: str, address: str) -> None:
     """Control the cluster whenever no other metadata process does, until cancelled. Raises StorageError."""
     document = msgspec.msgpack.encode({"name": name, "address": address, "pid": os.getpid()})
-    controller = Controller(store, service.view, Core(), me=service.me)
-    await Leading(store, service.view, document, lease_s=lease_s).run(controller.run)
+    control = ControlLoop(store, service.view, me=service.me)
+    await Leading(store, service.view, document, lease_s=lease_s).run(control.run)
 
 
 async def open_cluster(store: MetaStore, asked: ClusterDocument) -> ClusterDocument:

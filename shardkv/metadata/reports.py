@@ -1,47 +1,39 @@
-"""What nodes say of themselves: their STATUS, asked of each at its address, over and over while somebody needs it.
+"""What nodes report of themselves: asked of each at its address, over and over while somebody needs it.
 
-Invariants: a node is asked one question at a time, in a task of its own, so one that hangs holds up nobody; what is
-told is the newest answer, with the time it came. A node that is not registered any more is not asked and not told.
+A node answers STATUS with a map that has a `report` (shardkv.control.reports); one that has none is not heard of.
+
+Invariants: a node is asked one question at a time, in a task of its own, so one that hangs holds up nobody. A node
+that is not registered any more is not asked.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
+from shardkv.control.reports import NodeReport
 from shardkv.errors import ShardKVError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.topology.documents import NodeDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.peer import Peer
-from shardkv.transport.server import wall_ms
 from shardkv.wire.hello import Identity
-from shardkv.wire.messages import NOTHING, Op, decode_any
-
-log = logging.getLogger(__name__)
+from shardkv.wire.messages import NOTHING, Op
 
 ANSWER_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class NodeReport:
-    """A node's answer."""
+class _Status(msgspec.Struct):
+    """A node's status, as far as it is looked at here."""
 
-    incarnation: int
-    """Of the start of it that answered."""
-    heard_ms: int
-    """When, by this machine's wall clock."""
-    status: dict[str, Any]
+    report: NodeReport | None = None
 
 
-Reports = Mapping[str, NodeReport]
-"""By node, those that answered since the gathering began."""
+_decoder = msgspec.msgpack.Decoder(_Status)
 
 
 @dataclass(slots=True)
@@ -52,20 +44,19 @@ class _Asked:
 
 
 class ReportGatherer:
-    """Asks nodes every `every_s` seconds, once `ask` named them. `on_report` runs after each answer."""
+    """Asks nodes, once `ask` named them, and hands each report to `on_report`."""
 
     def __init__(
-        self, *, me: Callable[[], Identity], on_report: Callable[[], None], limits: Limits = DEFAULT_LIMITS
+        self, *, me: Callable[[], Identity], on_report: Callable[[NodeReport], None], limits: Limits = DEFAULT_LIMITS
     ) -> None:
         self._me = me
         self._limits = limits
         self._on_report = on_report
         self._asked: dict[str, _Asked] = {}
         self._every_s = 1.0
-        self.reports: dict[str, NodeReport] = {}
 
     def ask(self, topology: Topology, every_s: float | None) -> None:
-        """From now on ask the nodes of `topology` so often; None: ask nobody, and forget what was told."""
+        """From now on ask the nodes of `topology` so often; None: ask nobody."""
         nodes = topology.nodes if every_s is not None else {}
         self._every_s = every_s or self._every_s
         for name in [name for name, asked in self._asked.items() if not _is_at(asked, nodes.get(name))]:
@@ -88,24 +79,19 @@ class ReportGatherer:
 
     def _stop_asking(self, name: str) -> None:
         self._asked.pop(name).task.cancel()
-        self.reports.pop(name, None)
 
     async def _keep_asking(self, name: str, peer: Peer) -> None:
         peer.start()
         try:
             while True:
-                with suppress(ShardKVError):
-                    await self._ask_once(name, peer)
+                with suppress(ShardKVError, msgspec.MsgspecError):
+                    payload = await peer.call(Op.STATUS, NOTHING, timeout_s=ANSWER_TIMEOUT_S)
+                    report = _decoder.decode(payload).report
+                    if report is not None and report.name == name:
+                        self._on_report(report)
                 await asyncio.sleep(self._every_s)
         finally:
             await peer.close()
-
-    async def _ask_once(self, name: str, peer: Peer) -> None:
-        payload = await peer.call(Op.STATUS, NOTHING, timeout_s=ANSWER_TIMEOUT_S)
-        with suppress(msgspec.MsgspecError):
-            incarnation = peer.remote.incarnation if peer.remote is not None else 0
-            self.reports[name] = NodeReport(incarnation, wall_ms(), decode_any(payload))
-            self._on_report()
 
 
 def _is_at(asked: _Asked, node: NodeDocument | None) -> bool:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from shardkv.control.reports import NodeReport
 from shardkv.errors import OutcomeUnknown
 from shardkv.metadata.admin import AdminVerbs
 from shardkv.metadata.client import MetaClient
-from shardkv.metadata.controlling import Controller, Core
+from shardkv.metadata.controlling import BUSY_ROUND_S, WATCHFUL_ROUND_S, ControlLoop, round_s
 from shardkv.metadata.embedded import EmbeddedStore
-from shardkv.metadata.leading import Leading
-from shardkv.metadata.reports import Reports
+from shardkv.metadata.leading import Leading, Term
 from shardkv.metadata.view import StoreView
-from shardkv.topology.documents import JobDocument, NodeDocument, encode_document
+from shardkv.topology.documents import ControllerSettings, JobDocument, KeyspaceDocument, NodeDocument, encode_document
 from shardkv.topology.view import Topology
 from shardkv.transport.server import Connection, Server
 from shardkv.wire.hello import Identity
@@ -29,24 +29,50 @@ from tests.shardkv.metadata.world import cluster_document, meta_client, meta_wor
 ME = Identity("meta", "meta", "c1")
 
 
+Tick = Callable[[Topology], Sequence[MetaTxn]]
+
+
+class FakeCore:
+    """Decides by `tick`; remembers what it heard."""
+
+    def __init__(self, tick: Tick) -> None:
+        self.tick_ = tick
+        self.heard: dict[str, NodeReport] = {}
+
+    def hear(self, report: NodeReport, now_ms: int) -> None:
+        self.heard[report.name] = report
+
+    def tick(self, topology: Topology, now_ms: int, wall_ms: int) -> Sequence[MetaTxn]:
+        return self.tick_(topology)
+
+
+def never(topology: Topology) -> float | None:
+    return None
+
+
 class Controlled:
     """A store with a controller that leads it."""
 
-    def __init__(self, directory: Path, core: Core) -> None:
+    def __init__(self, directory: Path, core: FakeCore, every_s: Callable[[Topology], float | None]) -> None:
         self.store = EmbeddedStore(directory)
         self.view = StoreView()
-        self.controller = Controller(self.store, self.view, core, me=lambda: ME)
+        self.loop = ControlLoop(self.store, self.view, me=lambda: ME, new_core=lambda: core, round_s=every_s)
 
     async def put(self, key: str, value: bytes | None) -> int:
         return (await self.store.txn([], [MetaPut(key, value)])).revision
 
 
-def run(tmp_path: Path, core: Core, story: Callable[[Controlled], Awaitable[None]]) -> None:
+def run(
+    tmp_path: Path,
+    tick: Tick | FakeCore,
+    story: Callable[[Controlled], Awaitable[None]],
+    every_s: Callable[[Topology], float | None] = never,
+) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(20):
-            world = Controlled(tmp_path, core)
+            world = Controlled(tmp_path, tick if isinstance(tick, FakeCore) else FakeCore(tick), every_s)
             following = asyncio.ensure_future(world.store.follow(0, world.view.take))
-            leading = asyncio.ensure_future(Leading(world.store, world.view, b"\x80").run(world.controller.run))
+            leading = asyncio.ensure_future(Leading(world.store, world.view, b"\x80").run(world.loop.run))
             try:
                 await story(world)
             finally:
@@ -58,7 +84,7 @@ def run(tmp_path: Path, core: Core, story: Callable[[Controlled], Awaitable[None
     asyncio.run(bounded())
 
 
-def _raise_counter(topology: Topology, reports: Reports, now_ms: int) -> Sequence[MetaTxn]:
+def _raise_counter(topology: Topology) -> Sequence[MetaTxn]:
     """One step at a time: job 1 counts up to 5."""
     job = topology.jobs.get(1)
     if job is None or len(job.done) >= 5:
@@ -73,9 +99,9 @@ def test_a_plan_is_carried_out_step_by_step_to_its_end(tmp_path: Path) -> None:
         await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
         await wait_for(lambda: 1 in world.view.topology.jobs and len(world.view.topology.jobs[1].done) == 5)
         assert world.view.topology.jobs[1].done == [0, 1, 2, 3, 4]
-        assert world.controller.txns == 5
+        assert world.loop.txns == 5
 
-    run(tmp_path, Core(_raise_counter), story)
+    run(tmp_path, _raise_counter, story)
 
 
 def test_an_unknown_outcome_is_settled_by_the_next_transaction(tmp_path: Path) -> None:
@@ -95,13 +121,13 @@ def test_an_unknown_outcome_is_settled_by_the_next_transaction(tmp_path: Path) -
         await wait_for(lambda: 1 in world.view.topology.jobs and len(world.view.topology.jobs[1].done) >= 3)
         assert world.view.topology.jobs[1].done == list(range(len(world.view.topology.jobs[1].done)))
 
-    run(tmp_path, Core(_raise_counter), story)
+    run(tmp_path, _raise_counter, story)
 
 
 def test_a_plan_that_is_always_refused_is_not_tried_in_a_loop(tmp_path: Path) -> None:
     planned: list[int] = []
 
-    def plan(topology: Topology, reports: Reports, now_ms: int) -> Sequence[MetaTxn]:
+    def plan(topology: Topology) -> Sequence[MetaTxn]:
         planned.append(topology.revision)
         return [MetaTxn([MetaCompare("never", 7)], [MetaPut("a", b"1")])]
 
@@ -113,7 +139,48 @@ def test_a_plan_that_is_always_refused_is_not_tried_in_a_loop(tmp_path: Path) ->
         await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
         await wait_for(lambda: len(planned) > seen)
 
-    run(tmp_path, Core(plan), story)
+    run(tmp_path, plan, story)
+
+
+def test_a_leader_of_the_past_carries_out_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        store, view = EmbeddedStore(tmp_path), StoreView()
+        following = asyncio.ensure_future(store.follow(0, view.take))
+        await store.txn([], [MetaPut("jobs/1", encode_document(JobDocument(1, "rebalance")))])
+        await store.txn([], [MetaPut("leader/controller", b"another")])
+        past = Term(1, MetaCompare("leader/controller", 1), until=float("inf"))
+        refused: list[bool] = []
+
+        def tick(topology: Topology) -> Sequence[MetaTxn]:
+            refused.append(len(topology.jobs[1].done) == 0)
+            return _raise_counter(topology)
+
+        core = FakeCore(tick)
+        loop = ControlLoop(store, view, me=lambda: ME, new_core=lambda: core, round_s=lambda _: 0.01)
+        running = asyncio.ensure_future(loop.run(past))
+        await wait_for(lambda: len(refused) >= 2)
+        assert all(refused)
+        for task in (running, following):
+            task.cancel()
+        await asyncio.gather(running, following, return_exceptions=True)
+        await store.aclose()
+
+    asyncio.run(story())
+
+
+def test_a_mistake_in_a_decision_does_not_end_the_process(tmp_path: Path) -> None:
+    def tick(topology: Topology) -> Sequence[MetaTxn]:
+        if 2 not in topology.jobs:
+            raise KeyError("a mistake")
+        return _raise_counter(topology)
+
+    async def story(world: Controlled) -> None:
+        for job in (1, 2):
+            await world.put(f"jobs/{job}", encode_document(JobDocument(job, "rebalance")))
+            await asyncio.sleep(0.02)
+        await wait_for(lambda: len(world.view.topology.jobs[1].done) == 5)
+
+    run(tmp_path, tick, story)
 
 
 # Reports
@@ -132,7 +199,8 @@ class FakeNode:
         assert request.op == Op.STATUS
         self.asked += 1
         if not self.hangs:
-            connection.reply(request.id, {"asked": self.asked})
+            report = NodeReport(self.name, 3, self.asked)
+            connection.reply(request.id, {"role": "node", "report": report, "engine": {}})
 
     def on_batch_end(self, connection: Connection) -> None: ...
 
@@ -153,12 +221,8 @@ async def nodes(world: Controlled, *names: str, hanging: str = "") -> AsyncItera
 
 
 def test_nodes_are_asked_while_the_plan_needs_it_and_a_hanging_one_holds_up_nothing(tmp_path: Path) -> None:
-    heard: list[dict[str, int]] = []
-
-    def plan(topology: Topology, reports: Reports, now_ms: int) -> Sequence[MetaTxn]:
-        heard.append({name: report.status["asked"] for name, report in reports.items()})
-        assert all(report.incarnation == 3 and report.heard_ms <= now_ms for report in reports.values())
-        return []
+    core = FakeCore(lambda topology: [])
+    heard = core.heard
 
     def every_s(topology: Topology) -> float | None:
         return 0.02 if topology.jobs else None
@@ -169,18 +233,28 @@ def test_nodes_are_asked_while_the_plan_needs_it_and_a_hanging_one_holds_up_noth
             await asyncio.sleep(0.1)
             assert not any(node.asked for node in asked.values())
             await world.put("jobs/1", encode_document(JobDocument(1, "rebalance")))
-            await wait_for(lambda: heard and min(heard[-1].get(name, 0) for name in ("node-1", "node-3")) >= 5)
-            assert "node-2" not in heard[-1]
+            await wait_for(lambda: all(name in heard and heard[name].revision >= 5 for name in ("node-1", "node-3")))
+            assert "node-2" not in heard
             assert asked["node-2"].asked == 1
             await world.put("nodes/node-3", None)
-            await wait_for(lambda: heard[-1].keys() == {"node-1"})
+            await wait_for(lambda: not asked["node-3"].server.connections)
+            assert asked["node-1"].server.connections
             await world.put("jobs/1", None)
-            await wait_for(lambda: heard[-1] == {})
-            seen = asked["node-1"].asked
-            await asyncio.sleep(0.1)
-            assert asked["node-1"].asked <= seen + 1
+            await wait_for(lambda: not asked["node-1"].server.connections)
 
-    run(tmp_path, Core(plan, every_s), story)
+    run(tmp_path, core, story, every_s)
+
+
+def test_an_idle_cluster_is_left_in_peace_and_a_busy_one_looked_after() -> None:
+    def view(*entries: tuple[str, Any]) -> Topology:
+        return Topology().with_entries(1, [(key, encode_document(document)) for key, document in entries])
+
+    manual = ("settings/controller", ControllerSettings(auto_split=False, auto_merge=False))
+    assert round_s(view(manual)) is None
+    assert round_s(view(manual, ("jobs/1", JobDocument(1, "move", "done")))) is None
+    assert round_s(view(manual, ("jobs/1", JobDocument(1, "move", "cancelling")))) == BUSY_ROUND_S
+    assert round_s(view(manual, ("keyspaces/a", KeyspaceDocument("a", "hash", dropped=True)))) == BUSY_ROUND_S
+    assert round_s(view()) == WATCHFUL_ROUND_S
 
 
 # Admin

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shardkv.errors import MetadataUnavailable
+from shardkv.errors import MetadataUnavailable, OutcomeUnknown
 from shardkv.metadata.leading import LEADER_KEY, Leading, Term
 from shardkv.metadata.store import MetaStore
 from shardkv.metadata.stores import open_store, parse_store
@@ -175,9 +175,8 @@ def test_what_a_leader_of_the_past_still_sends_is_refused(run: Run) -> None:
 
 def test_an_attempt_to_lead_that_went_wrong_leaves_no_key_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(store: MetaStore) -> None:
-        from shardkv.errors import OutcomeUnknown
-
-        real = store.txn
+        loop = asyncio.get_running_loop()
+        began, real = loop.time(), store.txn
         lost: list[int] = []
 
         async def txn(compares: object, puts: object, *, lease: int = 0) -> object:
@@ -192,6 +191,7 @@ def test_an_attempt_to_lead_that_went_wrong_leaves_no_key_behind(run: Run, monke
             term = (await leader_of([candidate])).term
             assert term is not None
             assert term.lease != lost[0]
+            assert loop.time() - began < LEASE_S / 2
             assert await store.keep_alive(lost[0]) == 0
 
     run(story)
