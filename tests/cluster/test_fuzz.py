@@ -27,6 +27,7 @@ from shardkv.wire.messages import (
     FRAME_REQUESTS_MAX,
     MAGIC,
     PROTOCOL_VERSION,
+    TOKEN_LANE_BYTES,
     Op,
     decode_replies,
     reply_error,
@@ -69,14 +70,30 @@ GREETING = framed(encode([1, [[0, Op.HELLO, 0, None, None, None, HELLO]]]))
 PING = framed(encode([1, [[2**40, Op.PING, 0, None, None, None, None]]]))
 
 keys = st.sampled_from([b"fuzz", b"fuzz-2", b"fx", b""])
+some_keys = st.lists(keys, max_size=3)
+tokens = st.none() | st.builds(
+    lambda lane, number, again: [lane, number, again],
+    st.sampled_from([b"l" * TOKEN_LANE_BYTES, b"m" * TOKEN_LANE_BYTES, b"short"]),
+    st.integers(0, 5),
+    st.booleans(),
+)
+conditions = st.none() | st.builds(lambda key, version: [[key], [version]], keys, st.sampled_from([0, 1, 2**64 - 1]))
+writes = st.builds(
+    lambda token, when, kind, key, value, existed, ttl: [token, when, kind, [key], [value], existed, ttl],
+    tokens,
+    conditions,
+    st.sampled_from([1, 2, 5, b"\1", b"\2"]),
+    keys,
+    st.sampled_from([b"", b"v", b"7", bytes(5000)]),
+    st.booleans(),
+    st.sampled_from([None, None, 1, 10**6]),
+)
+spans = st.lists(st.tuples(st.sampled_from([SHARD, SHARD, 2, 77]), st.just(EPOCH), st.integers(0, 3)), max_size=2)
 operations = st.one_of(
-    st.tuples(st.just(Op.READ), st.lists(keys, max_size=3).map(lambda found: [found])),
-    st.builds(
-        lambda key, value, kind: (Op.WRITE, [None, None, kind, [key], [value], True]),
-        keys,
-        st.sampled_from([b"", b"v", bytes(5000)]),
-        st.integers(1, 2),
-    ),
+    st.tuples(st.just(Op.READ), st.builds(lambda found, *flags: [found, *flags], some_keys, *[st.booleans()] * 2)),
+    st.tuples(st.just(Op.READ), st.builds(lambda found, of: [found, False, False, of], some_keys, spans)),
+    st.tuples(st.just(Op.WRITE), writes),
+    st.tuples(st.just(Op.WRITE), st.builds(lambda write, of: [*write, of], writes, spans)),
     st.builds(
         lambda start, stop, flags, limit: (Op.SCAN, [start, stop, *flags, limit, 1000, [[SHARD, EPOCH]]]),
         keys,
@@ -84,8 +101,11 @@ operations = st.one_of(
         st.tuples(st.booleans(), st.booleans()),
         st.integers(0, 5),
     ),
+    st.builds(lambda start, stop, partial: (Op.COUNT, [start, stop, partial]), keys, st.none() | keys, st.booleans()),
+    st.builds(lambda start, stop, limit: (Op.DELETE_RANGE, [start, stop, limit]), keys, keys, st.none() | st.just(2)),
+    st.builds(lambda cluster, revision: (Op.ROUTES, [cluster, revision]), st.none() | st.text(), st.integers(0, 9)),
     st.tuples(st.just(Op.CONTEXT), st.just([1, "default", None, None])),
-    st.tuples(st.sampled_from([Op.PING, Op.STATUS, 99]), st.none()),
+    st.tuples(st.sampled_from([Op.PING, Op.STATUS, Op.META_READ, Op.META_TXN, Op.META_WATCH, 99]), st.none()),
 )
 scalars = st.one_of(
     st.none(),
@@ -252,7 +272,7 @@ class Victim:
 
 
 def fuzz(world: ClusterWorld, name: str, inputs: int, *, derandomize: bool) -> None:
-    with unharmed(world):
+    with unharmed(world, deletes=True):
         victim = Victim(world, name)
 
         @settings(
