@@ -89,10 +89,7 @@ class Connection:
 
         `expected`: the node that must answer there; otherwise a router.
         """
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        sock = socket.create_connection(address, timeout=left)
+        sock = _connected(address, deadline)
         who = f"{expected.role} {expected.name}" if expected is not None else "router"
         connection = cls(sock, f"{who} at {format_address(*address)}", limits)
         try:
@@ -259,6 +256,29 @@ class Connection:
         if self._problem is not None:
             raise self._problem
         raise RouterUnavailable(outcome.reason if isinstance(outcome, Lost) else str(outcome))
+
+
+def _connected(address: Address, deadline: float) -> socket.socket:
+    """A socket to the first of a host's addresses that answers; each may take an equal share of what is left."""
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    failure = OSError(f"{address[0]} has no address")
+    for number, (family, kind, protocol, _, where) in enumerate(found):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(left / (len(found) - number))
+            sock.connect(where)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
 
 
 def _reason(error: OSError) -> str:

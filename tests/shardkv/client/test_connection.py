@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from shardkv.client.calls import Lost
 from shardkv.client.connection import Connection
 from shardkv.limits import DEFAULT_LIMITS
 from shardkv.wire.frame import FrameDecoder, encode_frame
+from shardkv.wire.hello import Identity
 from shardkv.wire.messages import OK, Op, RawReply, Reply, decode_any, decode_requests, encode_batch, raw
 
 LARGE = raw(bytes(8 << 20))
@@ -92,3 +94,30 @@ def test_nothing_is_sent_after_the_deadline(pair: tuple[Connection, socket.socke
     peer.setblocking(False)
     with pytest.raises(BlockingIOError):
         peer.recv(1)
+
+
+def full_listener(stack: contextlib.ExitStack) -> tuple[str, int]:
+    """An address where nobody is told whether he is connected: the queue is full."""
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    for _ in range(3):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        waiting.connect_ex(listener.getsockname())
+    return listener.getsockname()
+
+
+def test_all_addresses_of_a_host_together_have_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [full_listener(stack) for _ in range(3)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", where) for where in silent]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            Connection.open(
+                ("host.example", 7400),
+                me=Identity("client", "test"),
+                keyspace="default",
+                limits=DEFAULT_LIMITS,
+                deadline=began + 0.6,
+            )
+        assert 0.5 < time.monotonic() - began < 1
