@@ -107,6 +107,10 @@ class Connection:
         self.usable = False
         self._sock.close()
 
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
     def quiet(self) -> bool:
         """Whether nothing unexpected came while it lay idle: bytes now can only be an error or the end."""
         try:

@@ -2,7 +2,8 @@
 
 Invariants: a connection is lent to one thread at a time; at most `size` exist, and who finds none free waits, within
 its deadline, instead of failing; a forked child never touches its parent's connections, it opens its own. One on which
-an answer is to come that nobody waits for yet is parked, and makes room for whoever finds no other.
+an answer is to come that nobody waits for yet is parked, and makes room for whoever finds no other. One that was lent
+and lost, because a signal's exception ended the call between any two steps, is missed only until others need its room.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from shardkv.client.backoff import CONNECT_NEEDS_S, pause_s
 from shardkv.client.connection import Connection
@@ -25,6 +26,15 @@ from shardkv.wire.hello import Identity
 
 CONNECT_ATTEMPT_S = 2.0
 """One of several addresses may take this long to answer, and half of what is left, before the next one is tried."""
+RECOUNT_S = 1.0
+"""How often those who wait look whether what they wait for still exists."""
+
+
+class _Place:
+    """Stands for a connection while it is being made."""
+
+
+Made = TypeVar("Made", Connection, _Place)
 
 
 class Pool:
@@ -49,6 +59,8 @@ class Pool:
         self._parked: dict[Connection, None] = {}
         """Those on which an answer is to come that nobody waits for yet."""
         self._lent = 0
+        self._made: list[weakref.ref[Connection | _Place]] = []
+        """All there are: whoever was lent one holds on to it."""
 
     def forget_inherited(self) -> None:
         """In a forked child: the connections, and the lock as another thread may have left it, are the parent's."""
@@ -70,12 +82,18 @@ class Pool:
                 raise closed_error()
             self._lent += 1
             connection = self._idle.pop() if self._idle else None
+            place = self._new(_Place()) if connection is None else None
         try:
             if connection is not None:
                 if connection.quiet():
                     return connection
+                with self._lock:
+                    place = self._new(_Place())
                 connection.close()
-            return self._connect(timeout_s, deadline)
+            connection = self._connect(timeout_s, deadline)
+            with self._lock:
+                del place
+                return self._new(connection)
         except BaseException:
             self._give_back(None)
             raise
@@ -85,16 +103,30 @@ class Pool:
         if self._idle or self._lent + len(self._parked) < self._size:
             return True
         if not self._parked:
-            return False
+            return self._recount()
         self.discard(next(iter(self._parked)))
         return True
+
+    def _new(self, made: Made) -> Made:
+        """Requires: as above."""
+        self._made = [one for one in self._made if one() is not None]
+        self._made.append(weakref.ref(made))
+        return made
+
+    def _recount(self) -> bool:
+        """Whether there is room after all, since some that were lent do not exist any more. Requires: as above."""
+        unused = {*self._idle, *self._parked}
+        made = [one for one in (each() for each in self._made) if one is not None and one not in unused]
+        self._lent = min(self._lent, sum(not (isinstance(one, Connection) and one.closed) for one in made))
+        return self._lent + len(self._parked) < self._size
 
     def _wait_for_one(self, timeout_s: float, deadline: float) -> None:
         """Until one may be had, or the pool is closed. Requires: the lock is held."""
         self._waiting += 1
         try:
             while not (self._closed or self._room()):
-                if not self._changed.wait(deadline - time.monotonic()):
+                left_s = deadline - time.monotonic()
+                if not self._changed.wait(min(left_s, RECOUNT_S)) and left_s <= RECOUNT_S:
                     raise DeadlineExceeded(
                         f"All {self._size} connections of this client were in use for {timeout_s:g} s.",
                         hint="Raise connections_max, or share the client among fewer threads.",
