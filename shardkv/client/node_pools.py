@@ -108,7 +108,9 @@ class NodePools:
 
     def forget_inherited(self) -> None:
         """In a forked child: another thread of the parent may have held the lock."""
-        self._learning = threading.Lock()
+        self._lock = threading.Lock()
+        self._learning_until = 0.0
+        """Somebody asks for routes, and the others need not. A time, so that no call that is interrupted leaves it."""
 
     def close(self) -> None:
         self._closed = True
@@ -156,14 +158,17 @@ class NodePools:
         """Ask the router at the other end for newer routes, if there is need and nobody else does."""
         if not self._stale or not connection.usable or not self._untold.over:
             return
-        if not self._learning.acquire(blocking=False):
+        now = time.monotonic()
+        if now < self._learning_until:
             return
+        self._learning_until = until = min(deadline, now + LEARN_S)
         try:
             cluster_id, revision = (self._known[0].cluster_id, self._known[0].revision) if self._known else (None, 0)
-            asked = raw(RoutesAsked(cluster_id, revision))
-            self._take(connection.ask(Op.ROUTES, asked, min(deadline, time.monotonic() + LEARN_S)))
+            outcome = connection.ask(Op.ROUTES, raw(RoutesAsked(cluster_id, revision)), until)
+            with self._lock:
+                self._take(outcome)
         finally:
-            self._learning.release()
+            self._learning_until = 0.0
 
     def _take(self, outcome: Outcome) -> None:
         try:

@@ -24,6 +24,7 @@ from shardkv.topology.documents import SHARDS, ShardDocument, decode_document, e
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import MetaCompare, MetaPut
 from tests.shardkv.client.faces import DIRECT_FACES, open_face
+from tests.shardkv.client.test_interrupted import everywhere
 from tests.worlds.cluster import SMALL_ENGINE, ClusterWorld, cluster_world, until
 
 THREADS = 16
@@ -238,6 +239,27 @@ def test_sixteen_threads_share_a_direct_client(world: ClusterWorld) -> None:
             thread.join(60)
             assert not thread.is_alive()
     assert not surprises
+
+
+def test_a_direct_call_that_is_interrupted_anywhere_disturbs_no_other(world: ClusterWorld) -> None:
+    """By what a signal's handler raises: also while the client learns where keys are."""
+    with open_face("sync direct", world.address, timeout=5, connections_max=1) as db:
+        rows = {key: b"kept " + key for key in KEYS}
+        db.put_many(rows)
+        wait_direct(db)
+
+        def ask_after_a_change() -> None:
+            db._nodes._known, db._nodes._stale = None, True
+            db.get(KEYS[0])
+
+        for call in (lambda: db.get(KEYS[0]), lambda: db.put("own", "1"), ask_after_a_change):
+            steps = 0
+            for steps in everywhere(call):
+                key = KEYS[steps % len(KEYS)]
+                assert db.get(key) == rows[key]
+            assert steps > 30
+            wait_direct(db)
+        assert db.get_many(KEYS) == rows
 
 
 def sockets_of(pid: int) -> set[str]:
