@@ -17,6 +17,9 @@ from shardkv import Client
 from tests.shardkv.client.dict_router import DictRouter
 
 ROWS = 40
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed", "ignore::pytest.PytestUnraisableExceptionWarning")
+"""A socket that was being made is closed by who finds it unused."""
+
 EVENTS = {"call", "return", "c_return"}
 """Handlers of signals run when a function begins and when one has returned."""
 
