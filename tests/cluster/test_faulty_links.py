@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shardkv import AsyncClient, Client
+from shardkv import AsyncClient, Client, WriteBatch
 from shardkv.errors import DeadlineExceeded, OutcomeUnknown, ShardKVError, UnavailableError
 from shardkv.limits import Limits
 from tests.worlds.cluster import until
@@ -119,18 +119,25 @@ NODE_FAULTS = [silent_node_link, late_node_links, frozen_node, dead_node]
 class Told:
     """How one call ended, and in what share of its timeout."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, timeout_s: float = TIMEOUT_S) -> None:
         self.what = what
+        self._timeout_s = timeout_s
         self.error: BaseException | None = None
         self.share = 0.0
         self._began = time.monotonic()
 
     def end(self, error: BaseException | None = None) -> None:
         self.error = error
-        self.share = (time.monotonic() - self._began) / TIMEOUT_S
+        self.share = (time.monotonic() - self._began) / self._timeout_s
 
     def __str__(self) -> str:
         return f"{self.what}: {self.error!r} after {self.share:.2f} of its timeout"
+
+
+def one_put(value: bytes) -> WriteBatch:
+    batch = WriteBatch()
+    batch.put(b"{put}", value)
+    return batch
 
 
 def calls_of(db: Client[bytes], value: bytes) -> dict[str, Callable[[], object]]:
@@ -140,14 +147,24 @@ def calls_of(db: Client[bytes], value: bytes) -> dict[str, Callable[[], object]]
         "delete": lambda: db.delete(b"nothing"),
         "get_many": lambda: db.get_many(KEYS),
         "put_many": lambda: db.put_many(dict.fromkeys(KEYS, value)),
+        "delete_many": lambda: db.delete_many([b"%c-nothing" % key[0] for key in KEYS]),
+        "incr, a write": lambda: db.incr(b"number"),
+        "write": lambda: db.write(one_put(value), if_versions={b"{put}none": 0}),
         "scan": lambda: list(db.scan(limit=50)),
+        "scan in reverse": lambda: list(db.scan(limit=50, reverse=True, keys_only=True)),
+        "partial scan": lambda: list(db.scan(limit=50, on_shard_error="partial")),
+        "partial get_many": lambda: db.get_many(KEYS, on_shard_error="partial"),
+        "count": lambda: db.count(),
+        "partial count": lambda: db.count(on_shard_error="partial"),
+        "delete_range": lambda: db.delete_range(b"nothing", b"nothing else"),
         "ping": lambda: db.ping(),
+        "status": lambda: db.status(),
     }
 
 
 def async_calls_of(db: AsyncClient[bytes], value: bytes) -> dict[str, Callable[[], Coroutine[Any, Any, object]]]:
-    async def scan() -> object:
-        return [row async for row in db.scan(limit=50)]
+    async def scan(**options: Any) -> object:
+        return [row async for row in db.scan(limit=50, **options)]
 
     return {
         "async get": lambda: db.get(KEYS[0]),
@@ -155,12 +172,22 @@ def async_calls_of(db: AsyncClient[bytes], value: bytes) -> dict[str, Callable[[
         "async delete": lambda: db.delete(b"nothing"),
         "async get_many": lambda: db.get_many(KEYS),
         "async put_many": lambda: db.put_many(dict.fromkeys(KEYS, value)),
+        "async delete_many": lambda: db.delete_many([b"%c-nothing" % key[0] for key in KEYS]),
+        "async incr, a write": lambda: db.incr(b"number"),
+        "async write": lambda: db.write(one_put(value), if_versions={b"{put}none": 0}),
         "async scan": scan,
+        "async scan in reverse": lambda: scan(reverse=True, keys_only=True),
+        "async partial scan": lambda: scan(on_shard_error="partial"),
+        "async partial get_many": lambda: db.get_many(KEYS, on_shard_error="partial"),
+        "async count": lambda: db.count(),
+        "async partial count": lambda: db.count(on_shard_error="partial"),
+        "async delete_range": lambda: db.delete_range(b"nothing", b"nothing else"),
         "async ping": lambda: db.ping(),
+        "async status": lambda: db.status(),
     }
 
 
-def all_at_once(db: Client[bytes], value: bytes) -> list[Told]:
+def all_at_once(db: Client[bytes], value: bytes, timeout_s: float = TIMEOUT_S) -> list[Told]:
     """Every kind of call, each in a thread of its own."""
     told = []
 
@@ -174,11 +201,11 @@ def all_at_once(db: Client[bytes], value: bytes) -> list[Told]:
 
     threads = []
     for what, call in calls_of(db, value).items():
-        told.append(Told(what))
+        told.append(Told(what, timeout_s))
         threads.append(threading.Thread(target=run, args=(told[-1], call), daemon=True))
         threads[-1].start()
     for thread in threads:
-        thread.join(20 * TIMEOUT_S)
+        thread.join(20 * timeout_s)
         assert not thread.is_alive(), f"a call hangs: {', '.join(one.what for one in told if not one.share)}"
     return told
 
@@ -201,7 +228,7 @@ def check_told(told: list[Told]) -> None:
     assert any(one.error for one in told), "the fault did not hit"
     for one in told:
         assert one.share < MARGIN, str(one)
-        may_be_unknown = any(word in one.what for word in ("put", "delete"))
+        may_be_unknown = any(word in one.what for word in ("put", "delete", "write"))
         expected = (UnavailableError, DeadlineExceeded, *([OutcomeUnknown] if may_be_unknown else []))
         assert one.error is None or isinstance(one.error, expected), str(one)
 
@@ -225,6 +252,29 @@ def test_one_deadline_covers_waiting_in_the_router_retries_and_all_shards(
     slow = [one for one in told if isinstance(one.error, (DeadlineExceeded, OutcomeUnknown, UnavailableError))]
     blind = [str(one) for one in slow if "hard" not in str(one.error) and "node-" not in str(one.error)]
     assert len(blind) < len(slow) / 2, f"neither shard nor node is named: {blind}"
+
+
+@MOSTLY_HASH
+@pytest.mark.parametrize("fault", [silent_client_links, *NODE_FAULTS], ids=lambda fault: fault.__name__)
+def test_one_deadline_covers_nodes_and_the_way_through_a_router_in_direct_mode(
+    world: WiredCluster, fault: Callable[[WiredCluster], None]
+) -> None:
+    check_told(told_during(world, fault, connected=True, direct=True))
+
+
+@BOTH_MODES
+def test_one_deadline_covers_connecting_the_queue_retries_and_all_shards_together(world: WiredCluster) -> None:
+    """Each takes so long that two of them are more than the timeout."""
+    timeout_s = 3 * TIMEOUT_S
+    world.kill("node-2")
+    for name in [*world.routers, "node-1"]:
+        world.wires.do(partial(world.proxies[name].delay, timeout_s / 6))  # four times before a new connection is used
+    with world.client(timeout=timeout_s, connections_max=1) as db:
+        told = all_at_once(db, b"queued", timeout_s)
+    for one in told:
+        assert one.share < MARGIN, str(one)
+    assert sum(one.share > 0.5 for one in told) > len(told) / 2, list(map(str, told))
+    assert not [str(one) for one in told if one.error is None and one.what in ("get_many", "put_many", "scan", "count")]
 
 
 @MOSTLY_HASH
@@ -252,21 +302,31 @@ def test_with_one_of_two_routers_silent_new_clients_are_served_within_their_time
     asyncio.run(main())
 
 
-def told_during(world: WiredCluster, fault: Callable[[WiredCluster], None], *, connected: bool) -> list[Told]:
+def told_during(
+    world: WiredCluster, fault: Callable[[WiredCluster], None], *, connected: bool, direct: bool = False
+) -> list[Told]:
     """What every kind of call of both clients is told; `connected`: they were when the fault came."""
 
     async def main() -> list[Told]:
-        with world.client(timeout=TIMEOUT_S) as db:
-            async with AsyncClient(world.addresses, timeout=TIMEOUT_S) as adb:
+        with world.client(timeout=TIMEOUT_S, direct=direct) as db:
+            async with AsyncClient(world.addresses, timeout=TIMEOUT_S, direct=direct) as adb:
                 if connected:
                     db.put_many(dict.fromkeys([*KEYS, b"put"], b"before"), timeout=10)
                     await adb.get_many(KEYS, timeout=10)
+                while direct and connected and not reaches_nodes(adb):
+                    await asyncio.sleep(0.01)
                 fault(world)
                 sync = asyncio.get_running_loop().run_in_executor(None, all_at_once, db, b"sync")
                 told = await all_at_once_async(adb, b"async")
                 return told + await sync
 
     return asyncio.run(main())
+
+
+def reaches_nodes(db: AsyncClient[bytes]) -> bool:
+    """Whether it knows all nodes and is connected to them."""
+    assert db._nodes is not None
+    return db._nodes._known is not None and all(peer.writable for peer in db._nodes._known[1].values())
 
 
 @BOTH_MODES
