@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import psutil
@@ -582,3 +583,36 @@ def test_scans_are_whole_and_exact_over_restarts_in_the_middle(
             for row in db.scan(reverse=reverse):
                 take(row)
     assert found == sorted(rows.items(), reverse=reverse)
+
+
+@pytest.mark.parametrize(
+    ("world", "reverse"),
+    [
+        ("hash", False),
+        ("range", True),
+        pytest.param("hash", True, marks=pytest.mark.long),
+        pytest.param("range", False, marks=pytest.mark.long),
+    ],
+    indirect=["world"],
+)
+def test_a_cursor_goes_on_at_the_other_router_each_time_while_one_is_gone(
+    world: WiredCluster, rows: dict[bytes, bytes], reverse: bool
+) -> None:
+    """Each stretch has a client of its own, at a router that is the only one; nodes restart between stretches."""
+    found: list[bytes] = []
+    cursor: str | None = None
+    for turn in range(4):
+        here, gone = world.routers if turn % 2 else reversed(world.routers)
+        node = world.nodes[turn % len(world.nodes)]
+        world.kill(gone)
+        world.kill(node)
+        world.restart(node)
+        begin: dict[str, Any] = {"cursor": cursor} if cursor else {"reverse": reverse}
+        with Client(world.proxies[here].address, timeout=20) as db:
+            scan = db.scan(keys_only=True, **begin)
+            found += islice(scan, 270)
+            cursor = scan.cursor
+        world.restart(gone)
+        if cursor is None:
+            break
+    assert found == sorted(rows, reverse=reverse)
