@@ -539,6 +539,31 @@ def test_a_program_that_stops_reading_its_scan_stops_the_cluster(world: WiredClu
     asyncio.run(main())
 
 
+@BOTH_MODES
+def test_what_a_scan_leaves_out_does_not_travel(world: WiredCluster) -> None:
+    """Limit, prefix, bounds, direction and keys alone are the nodes' work: each sends little more than is wanted."""
+    router, proxies = world.proxies[world.routers[0]], [world.proxies[name] for name in world.nodes]
+    small = {b"%c-small-%04d" % (b"0agmsz"[number % 6], number): bytes(100) for number in range(6_000)}
+    large = {b"%c-large-%d" % (byte, number): bytes(100_000) for byte in b"0agmsz" for number in range(3)}
+    kib = 1024
+    with Client(router.address, timeout=30) as db:
+        db.put_many(small | large)
+        for scan, rows, most_bytes in [
+            (partial(db.scan, "g-small", limit=4), 4, 8 * kib),
+            (partial(db.scan, stop="g-small-9", limit=4, reverse=True), 4, 8 * kib),
+            (partial(db.scan, prefix="g-small-0002"), 1, 2 * kib),
+            (partial(db.scan, prefix="g-large", keys_only=True), 3, 2 * kib),
+            (partial(db.scan, prefix="g-large", keys_only=True, reverse=True), 3, 2 * kib),
+            (partial(db.count, prefix="g-small"), 1000, 2 * kib),
+        ]:
+            before = passed_bytes(router, proxies)
+            found = scan()
+            assert (found if isinstance(found, int) else len(list(found))) == rows, str(scan)
+            client, nodes = (now - then for now, then in zip(passed_bytes(router, proxies), before, strict=True))
+            assert max(client, nodes / len(proxies)) < most_bytes, (client, nodes, str(scan))
+        db.delete_many([*small, *large])
+
+
 def passed_bytes(router: Proxy, nodes: list[Proxy]) -> tuple[int, int]:
     """What came to clients, and from nodes."""
     return router.bytes_passed, sum(proxy.bytes_passed for proxy in nodes)

@@ -37,8 +37,7 @@ def answers(peer: socket.socket, count: int) -> None:
     stream.close()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("burst", [0, BURST])
+@pytest.mark.parametrize("burst", [0, pytest.param(BURST, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["node-1", "router-1"])
 def test_two_thousand_idle_connections_cost_little(world: ClusterWorld, name: str, burst: int) -> None:
     """Idle from the start, and idle after each, one after the other, had a hundred writes unanswered at once."""

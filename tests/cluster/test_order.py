@@ -15,6 +15,8 @@ from shardkv.wire.messages import OK, Op, Read, Request, Scan, Write, encode_bat
 from tests.worlds.cluster import ClusterWorld, cluster_world
 
 TARGETS = ["node-1", "router-1"]
+APART = [b"0", b"a", b"g", b"m", b"s", b"z"]
+"""In shards of both nodes, in both modes."""
 SHARD, EPOCH = 1, 1
 ROUNDS = 100
 
@@ -23,6 +25,14 @@ ROUNDS = 100
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterWorld]:
     options = ("--partition", "range", "--nodes", "1", "--shards", "1")
     with cluster_world(tmp_path_factory.mktemp("order"), *options) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=["hash", "range"])
+def spread(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterWorld]:
+    """Two nodes with two shards each."""
+    options = ("--partition", request.param, "--nodes", "2", "--shards", "4")
+    with cluster_world(tmp_path_factory.mktemp(request.param), *options) as found:
         yield found
 
 
@@ -87,6 +97,24 @@ def test_on_an_ordered_connection_each_request_sees_those_before_it(world: Clust
     assert payloads[4 * ROUNDS][:2] == [[b"a", b"b"], [value, value]]
     on_a = [index for index, _ in replies if index % 4 < 2]
     assert on_a == sorted(on_a), "replies to one key keep the order of the requests"
+
+
+def test_on_an_ordered_connection_to_a_router_order_holds_over_shards_and_nodes(spread: ClusterWorld) -> None:
+    asked: list[tuple[Op, Any]] = []
+    for number in range(ROUNDS):
+        value = b"%d" % number
+        asked += [(Op.WRITE, Write(None, None, 1, list(APART), [value] * len(APART), False)), get(*APART)]
+        asked += [put(key, value + b"+") for key in APART] + [get(*APART)]
+        asked.append((Op.SCAN, Scan(b"0", None, False, False, 10, 1000, None)))
+    pipeline = Pipeline(spread, "router-1", ordered=True)
+    payloads = dict(pipeline.run(asked))
+    pipeline.close()
+    step = len(asked) // ROUNDS
+    for number in range(ROUNDS):
+        value = b"%d" % number
+        assert payloads[step * number + 1][0] == [value] * len(APART)
+        assert payloads[step * number + step - 2][0] == [value + b"+"] * len(APART)
+        assert payloads[step * number + step - 1][:2] == [APART, [value + b"+"] * len(APART)]
 
 
 @pytest.mark.parametrize("name", TARGETS)
