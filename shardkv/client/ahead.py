@@ -33,7 +33,7 @@ class Ahead:
         connection = self._pool.take_idle()
         if connection is None:
             return
-        request_id = connection.begin(call.op, call.payload(), time.monotonic() + timeout_s)
+        request_id = connection.begin(call.op, call.message(), time.monotonic() + timeout_s)
         if request_id is None:
             self._pool.release(connection)
             return
@@ -46,7 +46,7 @@ class Ahead:
         if connection is None or not self._pool.unpark(connection):
             return
         try:
-            settle(calls[0], connection.finish(self._request_id, deadline))
+            settle(calls[0], connection.finish(self._request_id, deadline, calls[0].decode_answer))
             if isinstance(calls[0].error, Draining):
                 connection.usable = False
         finally:

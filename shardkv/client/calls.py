@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from shardkv.client.answers import Answer, DecodeReplies, decode_page_answer, decode_read_answer, decode_write_answer
 from shardkv.errors import (
     FINAL_REFUSALS,
     BatchTooLarge,
@@ -30,9 +31,9 @@ from shardkv.errors import (
     from_wire,
 )
 from shardkv.wire.messages import (
-    NOTHING,
     OK,
     Conditions,
+    Message,
     Op,
     PartialRead,
     PartialReadReply,
@@ -48,6 +49,7 @@ from shardkv.wire.messages import (
     decode_page,
     decode_partial_read_reply,
     decode_read_reply,
+    decode_replies,
     decode_write_reply,
     raw,
     reply_error,
@@ -55,6 +57,7 @@ from shardkv.wire.messages import (
 
 APPLIED, EXISTED = int(WriteResult.APPLIED), int(WriteResult.APPLIED_EXISTED)
 REFUSED, UNKNOWN = int(WriteResult.REFUSED), int(WriteResult.UNKNOWN)
+_REFUSED = bytes((REFUSED,))
 
 
 class State(Enum):
@@ -72,29 +75,45 @@ class Lost:
     timed_out: bool = False
 
 
-Outcome = RawReply | Lost | ShardKVError
+Outcome = RawReply | Answer[Any] | Lost | ShardKVError
+
+Payload = Message | msgspec.Raw
+"""What a request asks for, encoded already or to be encoded in one go with its frame."""
 
 
 class Call:
     """A request without special rules: sent until it is answered or refused for good."""
 
-    __slots__ = ("_decode", "_payload", "error", "op", "result", "state")
+    state = State.WAITING
+    error: ShardKVError | None = None
+    lane: Lane | None = None
+    """That of a write which may be sent again; see `Lanes`."""
+    decode_answer: DecodeReplies = staticmethod(decode_replies)
+    """Takes a frame that holds the answer and nothing else; what it raises UNDECODABLE for, `decode_replies` takes."""
+    op: Op
+    result: Any
+    _message: Payload
 
-    def __init__(self, op: Op, payload: msgspec.Raw, decode: Callable[[msgspec.Raw], Any]) -> None:
+    def __init__(self, op: Op, message: Payload, decode: Callable[[msgspec.Raw], Any]) -> None:
         self.op = op
-        self.state = State.WAITING
-        self.error: ShardKVError | None = None
-        self.result: Any = None
-        self._payload = payload
+        self._message = message
         self._decode = decode
 
+    def message(self) -> Payload:
+        """What to send now, in this turn: it may be changed for the next one."""
+        return self._message
+
     def payload(self) -> msgspec.Raw:
-        """What to send now."""
-        return self._payload
+        """`message`, encoded."""
+        return raw(self.message())
 
     def take(self, payload: msgspec.Raw) -> None:
         """An answer came."""
-        self.result = self._decode(payload)
+        self.take_reply(self._decode(payload))
+
+    def take_reply(self, reply: Any) -> None:
+        """An answer came, and was decoded."""
+        self.result = reply
         self._done()
 
     def refuse(self, error: ShardKVError) -> None:
@@ -129,26 +148,33 @@ class Call:
 class ReadCall(Call):
     """Values of keys. A reply that does not fit in a frame is asked for again in halves."""
 
-    __slots__ = ("_parts", "keys", "values")
+    op = Op.READ
+    decode_answer = staticmethod(decode_read_answer)
     want_versions: ClassVar[bool] = False
+    values: Sequence[bytes | None] = ()
+    _parts: list[tuple[int, int]] | None = None
+    """What is still to be asked for, when that is not all at once."""
 
     def __init__(self, keys: list[bytes]) -> None:
-        super().__init__(Op.READ, raw(Read(keys)), decode_read_reply)
         self.keys = keys
-        self.values: list[bytes | None] = []
-        self._parts = [(0, len(keys))]
+        self._message = Read(keys)
 
-    def take(self, payload: msgspec.Raw) -> None:
-        self.take_reply(decode_read_reply(payload))
+    def _decode(self, payload: msgspec.Raw) -> ReadReply:
+        reply: ReadReply = decode_read_reply(payload)
+        return reply
 
     def take_reply(self, reply: ReadReply) -> None:
-        """An answer came, and was decoded."""
-        start, stop = self._parts.pop()
+        start, stop = self._asked
         if len(reply.values) != stop - start:
             raise RemoteProtocolError(f"The reply has {len(reply.values)} values for {stop - start} keys.")
-        self.values += reply.values
         if reply.versions is not None:
             self.take_versions(reply.versions)
+        if self._parts is None:
+            self.values = reply.values
+            self._done()
+            return
+        self.values = [*self.values, *reply.values]
+        self._parts.pop()
         self.error = None
         if self._parts:
             self._ask_next()
@@ -159,23 +185,27 @@ class ReadCall(Call):
         """Nobody asked for them."""
 
     def refuse(self, error: ShardKVError) -> None:
-        start, stop = self._parts[-1]
+        start, stop = self._asked
         if isinstance(error, BatchTooLarge) and stop - start > 1:
             middle = (start + stop) // 2
-            self._parts[-1:] = [(middle, stop), (start, middle)]
+            self._parts = [*(self._parts or ())[:-1], (middle, stop), (start, middle)]
             self._ask_next()
         else:
             super().refuse(error)
 
+    @property
+    def _asked(self) -> tuple[int, int]:
+        """The places of the keys that are asked for now."""
+        return self._parts[-1] if self._parts else (0, len(self.keys))
+
     def _ask_next(self) -> None:
-        start, stop = self._parts[-1]
-        self._payload = raw(Read(self.keys[start:stop], self.want_versions))
+        start, stop = self._asked
+        self._message = Read(self.keys[start:stop], self.want_versions)
 
 
 class VersionedReadCall(ReadCall):
     """Values of keys and their versions, 0 where there is no value."""
 
-    __slots__ = ("versions",)
     want_versions = True
 
     def __init__(self, keys: list[bytes]) -> None:
@@ -195,7 +225,7 @@ class VersionedReadCall(ReadCall):
 class PartialReadCall(ReadCall):
     """Values of keys, and versions when they are wanted, without those of shards that cannot be read now."""
 
-    __slots__ = ("_with_versions", "lacking", "problems", "versions")
+    decode_answer = staticmethod(decode_replies)
 
     def __init__(self, keys: list[bytes], *, with_versions: bool) -> None:
         super().__init__(keys)
@@ -207,38 +237,41 @@ class PartialReadCall(ReadCall):
         """Why."""
         self._ask_next()
 
-    def take(self, payload: msgspec.Raw) -> None:
+    def _decode(self, payload: msgspec.Raw) -> PartialReadReply:
         reply: PartialReadReply = decode_partial_read_reply(payload)
-        start, _ = self._parts[-1]
+        return reply
+
+    def take_reply(self, reply: ReadReply) -> None:
+        assert isinstance(reply, PartialReadReply)
+        start, _ = self._asked
         if (reply.missing or reply.problems) and not (
             reply.problems and max(reply.missing, default=len(reply.values)) < len(reply.values)
         ):
             raise RemoteProtocolError("A partial reply does not say which keys are missing, or not why.")
         self.lacking.update(start + place for place in reply.missing)
         self.problems += reply.problems
-        self.take_reply(reply)
+        super().take_reply(reply)
 
     def take_versions(self, versions: list[int]) -> None:
         self.versions += versions
 
     def _ask_next(self) -> None:
-        start, stop = self._parts[-1]
-        self._payload = raw(PartialRead(self.keys[start:stop], self._with_versions, partial=True))
+        start, stop = self._asked
+        self._message = PartialRead(self.keys[start:stop], self._with_versions, partial=True)
 
 
 class PageCall(Call):
     """One page of a scan. When values are so large that a page does not fit in a frame, a single row is asked for."""
 
-    __slots__ = ("_scan",)
+    decode_answer = staticmethod(decode_page_answer)
 
     def __init__(self, scan: Scan) -> None:
-        super().__init__(Op.SCAN, raw(scan), decode_page)
+        super().__init__(Op.SCAN, scan, decode_page)
         self._scan = scan
 
     def refuse(self, error: ShardKVError) -> None:
         if isinstance(error, BatchTooLarge) and self._scan.limit > 1:
-            self._scan = msgspec.structs.replace(self._scan, limit=1)
-            self._payload = raw(self._scan)
+            self._message = self._scan = msgspec.structs.replace(self._scan, limit=1)
         else:
             super().refuse(error)
 
@@ -266,7 +299,14 @@ class WriteCall(Call):
     `may_cut`: nothing need be atomic, so what the cluster finds too large is sent in halves.
     """
 
-    __slots__ = ("_asked", "_later", "_may_cut", "_pending", "_write", "doubt", "lane", "problems", "reply", "results")
+    op = Op.WRITE
+    decode_answer = staticmethod(decode_write_answer)
+    doubt: OutcomeUnknown | None = None
+    """Why it is not known what became of the operations whose result is UNKNOWN."""
+    reply: WriteReply | None = None
+    """When one reply told of all operations."""
+    problems: Sequence[ShardProblem] = ()
+    _later: Sequence[Sequence[int]] = ()
 
     def __init__(
         self,
@@ -279,34 +319,21 @@ class WriteCall(Call):
         conditions: Conditions | None = None,
         ttl_ms: int | None = None,
     ) -> None:
-        write = Write(None, conditions, kinds, keys, values, want_existed, ttl_ms)
-        super().__init__(Op.WRITE, NOTHING, decode_write_reply)
-        self._write = write
-        self._asked: Write | None = write
-        """What is to be sent; None: it is encoded."""
-        self.lane: Lane | None = None
-        self.doubt: OutcomeUnknown | None = None
-        """Why it is not known what became of the operations whose result is UNKNOWN."""
-        self.reply: WriteReply | None = None
-        """When one reply told of all operations."""
-        self.results = bytearray([REFUSED]) * len(keys)
-        self.problems: list[ShardProblem] = []
+        self._message = self._write = Write(None, conditions, kinds, keys, values, want_existed, ttl_ms)
+        self.results = bytearray(_REFUSED) * len(keys)
         self._may_cut = may_cut
         self._pending: Sequence[int] = range(len(keys))
-        self._later: list[Sequence[int]] = []
+
+    def _decode(self, payload: msgspec.Raw) -> WriteReply:
+        reply: WriteReply = decode_write_reply(payload)
+        return reply
 
     def use(self, lane: Lane) -> None:
         """Send the writes of this call in this lane, so that they may be sent again. Before the first is sent."""
         self.lane = lane
         self._write.token = lane.next_token()
 
-    def payload(self) -> msgspec.Raw:
-        if self._asked is not None:
-            self._payload, self._asked = raw(self._asked), None
-        return self._payload
-
-    def take(self, payload: msgspec.Raw) -> None:
-        reply: WriteReply = decode_write_reply(payload)
+    def take_reply(self, reply: WriteReply) -> None:
         if len(reply.results) != len(self._pending):
             raise RemoteProtocolError(f"The reply has {len(reply.results)} results for {len(self._pending)} writes.")
         whole = len(self._pending) == len(self.results)
@@ -321,7 +348,8 @@ class WriteCall(Call):
         if max(reply.results) >= REFUSED:
             self._take_problems(reply.problems)
         elif self._later:
-            self._ask_for(self._later.pop())
+            *self._later, indexes = self._later
+            self._ask_for(indexes)
         else:
             self._done()
 
@@ -342,7 +370,7 @@ class WriteCall(Call):
         elif in_doubt:
             self._ask_again([index for index in self._pending if self.results[index] in (REFUSED, UNKNOWN)])
         else:
-            self._later.clear()
+            self._later = ()
             self._ask_for([index for index, result in enumerate(self.results) if result == REFUSED])
 
     def _ask_for(self, indexes: Sequence[int]) -> None:
@@ -362,9 +390,9 @@ class WriteCall(Call):
         self._pending = indexes
         write = self._write
         write.token = token
-        self._asked = write
+        self._message = write
         if len(indexes) < len(write.keys):
-            self._asked = msgspec.structs.replace(
+            self._message = msgspec.structs.replace(
                 write,
                 kinds=write.kinds if isinstance(write.kinds, int) else bytes(map(write.kinds.__getitem__, indexes)),
                 keys=[write.keys[index] for index in indexes],
@@ -380,7 +408,7 @@ class WriteCall(Call):
                 self.give_up(error)
         elif self._may_cut and isinstance(error, BatchTooLarge) and len(self._pending) > 1:
             middle = len(self._pending) // 2
-            self._later.append(self._pending[middle:])
+            self._later = [*self._later, self._pending[middle:]]
             self._ask_for(self._pending[:middle])
         else:
             self._mark(REFUSED)
@@ -421,19 +449,17 @@ class WriteCall(Call):
 
 def settle(call: Call, outcome: Outcome) -> None:
     """Tell `call` what came of sending it."""
-    if isinstance(outcome, Lost):
-        call.lose(outcome)
-    elif isinstance(outcome, ShardKVError):
-        call.refuse(outcome)
-    elif outcome.status == OK:
-        _take(call, outcome.payload)
-    else:
-        call.refuse(reply_error(outcome.payload))
-
-
-def _take(call: Call, payload: msgspec.Raw) -> None:
     try:
-        call.take(payload)
+        if type(outcome) is Answer:
+            call.take_reply(outcome.payload)
+        elif isinstance(outcome, Lost):
+            call.lose(outcome)
+        elif isinstance(outcome, ShardKVError):
+            call.refuse(outcome)
+        elif outcome.status == OK:
+            call.take(outcome.payload)
+        else:
+            call.refuse(reply_error(outcome.payload))
     except ShardKVError as error:
         call.lose(Lost(f"The answer cannot be read: {error.message}", sent=True))
         call.state, call.error = State.FAILED, call.error if isinstance(call, WriteCall) else error

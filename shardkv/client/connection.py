@@ -15,7 +15,8 @@ from itertools import accumulate
 
 import msgspec
 
-from shardkv.client.calls import Lost, Outcome
+from shardkv.client.answers import DecodeReplies
+from shardkv.client.calls import Lost, Outcome, Payload
 from shardkv.errors import RouterUnavailable, ShardKVError
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import Limits
@@ -24,13 +25,13 @@ from shardkv.wire.frame import FrameDecoder, encode_frame
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
     OK,
+    UNDECODABLE,
     Context,
     Op,
     RawReply,
-    Request,
     decode_hello,
     decode_replies,
-    encode_batch,
+    encode,
     raw,
     reply_error,
 )
@@ -47,10 +48,12 @@ which it gives up, which knows more than ours, is still in time."""
 def told_deadline_ms(left_s: float) -> int:
     """The deadline to put into a request when `left_s` seconds are left here."""
     left_ms = left_s * 1000
-    return max(1, int(left_ms - min(left_ms / 3, ANSWER_MARGIN_MS)))
+    if left_ms > 3 * ANSWER_MARGIN_MS:
+        return int(left_ms) - ANSWER_MARGIN_MS
+    return int(left_ms * 2 / 3) or 1
 
 
-Ask = tuple[Op, msgspec.Raw, int | None, int | None]
+Ask = tuple[Op, Payload, int | None, int | None]
 """An operation, its payload, and towards a node, unless the payload does, the shard and its epoch."""
 
 
@@ -71,8 +74,9 @@ class Connection:
         self._ends: list[int] = []
         self._failure: OSError | ShardKVError | None = None
         """Of what is under way: the first id, how much was sent, where each request ends, what went wrong."""
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        self._readable = poll.poll
 
     @classmethod
     def open(
@@ -114,12 +118,18 @@ class Connection:
     def quiet(self) -> bool:
         """Whether nothing unexpected came while it lay idle: bytes now can only be an error or the end."""
         try:
-            return self.usable and not self._poll.poll(0)
+            return self.usable and not self._readable(0)
         except OSError:
             return False
 
     def ask(
-        self, op: Op, payload: msgspec.Raw, deadline: float, shard: int | None = None, epoch: int | None = None
+        self,
+        op: Op,
+        payload: Payload,
+        deadline: float,
+        shard: int | None = None,
+        epoch: int | None = None,
+        decode_answer: DecodeReplies = decode_replies,
     ) -> Outcome:
         """As `exchange`, for one request; to a node it names a shard and its epoch."""
         request_id = self._next_id
@@ -135,9 +145,9 @@ class Connection:
         except BaseException:
             self.usable = False
             raise
-        return self.finish(request_id, deadline)
+        return self.finish(request_id, deadline, decode_answer)
 
-    def begin(self, op: Op, payload: msgspec.Raw, deadline: float) -> int | None:
+    def begin(self, op: Op, payload: Payload, deadline: float) -> int | None:
         """Send a small request, and do not wait for the answer: `finish` does. None: it could not be sent, and the
         connection is not usable any more."""
         request_id = self._next_id
@@ -151,12 +161,12 @@ class Connection:
         self.usable = False
         return None
 
-    def finish(self, request_id: int, deadline: float) -> Outcome:
+    def finish(self, request_id: int, deadline: float, decode_answer: DecodeReplies = decode_replies) -> Outcome:
         """The outcome of the request that was sent last."""
         outcomes: dict[int, Outcome] = {}
         try:
             while not outcomes:
-                self._receive(request_id, outcomes, deadline)
+                self._receive(request_id, outcomes, deadline, decode_answer)
         except (OSError, ShardKVError) as error:
             self.usable = False
             return outcomes.get(request_id) or self._without_answer(error, handed_over=True)
@@ -165,7 +175,7 @@ class Connection:
             raise
         return outcomes[request_id]
 
-    def exchange(self, requests: Sequence[tuple[Op, msgspec.Raw]], deadline: float) -> list[Outcome]:
+    def exchange(self, requests: Sequence[tuple[Op, Payload]], deadline: float) -> list[Outcome]:
         """Send requests, each in a frame of its own, and wait for all answers: one outcome each, in order.
 
         What the peer did or did not do is in the outcomes; nothing is raised for it.
@@ -205,11 +215,12 @@ class Connection:
         return [outcomes[first + index] for index in range(count)]
 
     def _frame(
-        self, request_id: int, op: Op, payload: msgspec.Raw, shard: int | None, epoch: int | None, deadline: float
+        self, request_id: int, op: Op, payload: Payload, shard: int | None, epoch: int | None, deadline: float
     ) -> bytes:
+        """One request, as `Request` describes it, encoded in one go."""
         left_ms = told_deadline_ms(deadline - time.monotonic())
-        request = Request(request_id, op, CTX, shard, epoch, left_ms, payload)
-        return encode_frame(encode_batch(self._clock.tick(_wall_ms()), [request]))
+        request = (request_id, op, CTX, shard, epoch, left_ms, payload)
+        return encode_frame(encode((self._clock.tick(_wall_ms()), (request,))))
 
     def _send(self, data: bytes | memoryview, deadline: float) -> int:
         """How many of these bytes the kernel took, which are none when it has to be asked again."""
@@ -220,16 +231,29 @@ class Connection:
         except BlockingIOError:
             room = select.poll()
             room.register(self._sock, select.POLLOUT)
-            self._wait(room, deadline)
+            left_ms = (deadline - time.monotonic()) * 1000
+            if left_ms <= 0 or not room.poll(left_ms):
+                raise TimeoutError("timed out") from None
             return 0
 
-    def _receive(self, first: int, outcomes: dict[int, Outcome], deadline: float) -> None:
-        self._wait(self._poll, deadline)
+    def _receive(
+        self,
+        first: int,
+        outcomes: dict[int, Outcome],
+        deadline: float,
+        decode_answer: DecodeReplies = decode_replies,
+    ) -> None:
+        left_ms = (deadline - time.monotonic()) * 1000
+        if left_ms <= 0 or not self._readable(left_ms):
+            raise TimeoutError("timed out")
         data = self._sock.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError("it was closed")
         for body in self._decoder.feed(data):
-            clock, replies = decode_replies(body)
+            try:
+                clock, replies = decode_answer(body)
+            except UNDECODABLE:
+                clock, replies = decode_replies(body)
             self._clock.observe(clock, _wall_ms())
             for reply in replies:
                 if reply.id >= first:
@@ -237,11 +261,6 @@ class Connection:
                 elif reply.id == 0 and reply.status != OK:
                     self._problem = reply_error(reply.payload)
                     raise self._problem
-
-    def _wait(self, poll: select.poll, deadline: float) -> None:
-        left_ms = (deadline - time.monotonic()) * 1000
-        if left_ms <= 0 or not poll.poll(left_ms):
-            raise TimeoutError("timed out")
 
     def _without_answer(self, error: OSError | ShardKVError, *, handed_over: bool) -> Outcome:
         if isinstance(error, TimeoutError):

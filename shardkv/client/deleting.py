@@ -7,17 +7,13 @@ more than that.
 
 from __future__ import annotations
 
-import msgspec
-
 from shardkv.client.calls import Call, Lost, State
 from shardkv.errors import OutcomeUnknown, RemoteProtocolError, RouterUnavailable, ShardKVError, from_wire
-from shardkv.wire.messages import NOTHING, DeleteRange, DeleteRangeReply, Op, decode_delete_range_reply, raw
+from shardkv.wire.messages import NOTHING, DeleteRange, DeleteRangeReply, Op, decode_delete_range_reply
 
 
 class DeleteRangeCall(Call):
     """Deletes the keys of [start, stop), at most `limit` of them."""
-
-    __slots__ = ("_in_doubt", "_left", "_start", "_stop", "deleted")
 
     def __init__(self, start: bytes, stop: bytes | None, limit: int | None) -> None:
         super().__init__(Op.DELETE_RANGE, NOTHING, decode_delete_range_reply)
@@ -29,8 +25,7 @@ class DeleteRangeCall(Call):
         self.deleted = 0
         self._ask()
 
-    def take(self, payload: msgspec.Raw) -> None:
-        reply: DeleteRangeReply = decode_delete_range_reply(payload)
+    def take_reply(self, reply: DeleteRangeReply) -> None:
         self._count(reply.deleted)
         self.error = None
         if reply.frontier is None or self._left == 0:
@@ -76,4 +71,4 @@ class DeleteRangeCall(Call):
             self._left = max(0, self._left - deleted)
 
     def _ask(self) -> None:
-        self._payload = raw(DeleteRange(self._start, self._stop, self._left))
+        self._message = DeleteRange(self._start, self._stop, self._left)

@@ -48,8 +48,9 @@ class Lanes:
     def take_back(self, calls: Iterable[Call]) -> None:
         """These calls have ended, or are given up."""
         for call in calls:
-            if isinstance(call, WriteCall) and call.lane is not None:
-                lane, call.lane = call.lane, None
+            lane = call.lane
+            if lane is not None:
+                call.lane = None
                 if lane.name.startswith(self._client):
                     self._free.append(lane)
 

@@ -22,7 +22,7 @@ from shardkv.errors import BatchTooLarge, InvalidArgument, RemoteProtocolError
 from shardkv.limits import MIB, Limits
 from shardkv.whole_number import format_number
 from shardkv.wire.checks import check_keys, check_values
-from shardkv.wire.messages import NOTHING, Conditions, Count, Kind, Op, decode_any, decode_count_reply, raw
+from shardkv.wire.messages import NOTHING, Conditions, Count, Kind, Op, decode_any, decode_count_reply
 from shardkv.write_batch import Text, WriteBatch, pack_text
 
 REQUEST_OPERATIONS = 1_000
@@ -39,7 +39,7 @@ Key = TypeVar("Key")
 
 def get(key: Text, limits: Limits, *, with_version: bool = False) -> ReadCall:
     """Read one key."""
-    keys = [pack_text(key, "key")]
+    keys = [key if type(key) is bytes else pack_text(key, "key")]
     check_keys(keys, limits)
     return VersionedReadCall(keys) if with_version else ReadCall(keys)
 
@@ -54,8 +54,9 @@ def put(
     if_absent: bool = False,
 ) -> WriteCall:
     """Write one key."""
-    keys, values = [pack_text(key, "key")], [pack_text(value, "value")]
-    _check_columns(keys, values, limits)
+    keys, values = [pack_text(key, "key")], [value if type(value) is bytes else pack_text(value, "value")]
+    check_keys(keys, limits)
+    check_values(values, limits)
     if ttl is None and if_version is None and not if_absent:
         return WriteCall(PUT, keys, values, want_existed=False)
     conditions = _condition(keys, if_version, if_absent=if_absent)
@@ -187,7 +188,7 @@ def count(start: Text, stop: Text | None, prefix: Text | None, limits: Limits, *
     low, high = to_bounds(start, stop, prefix, limits)
     if high is not None and low >= high:
         return []
-    return [Call(Op.COUNT, raw(Count(low, high, partial)), decode_count_reply)]
+    return [Call(Op.COUNT, Count(low, high, partial), decode_count_reply)]
 
 
 def counted(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import msgspec
 
-from shardkv.client.calls import Lost, Outcome
+from shardkv.client.calls import Lost, Outcome, Payload
 from shardkv.client.connection import CTX, told_deadline_ms
 from shardkv.client.deadlines import Deadlines
 from shardkv.errors import ShardKVError, UnavailableError
@@ -25,7 +26,7 @@ class Sent:
         peer: Peer,
         deadlines: Deadlines,
         op: Op,
-        payload: msgspec.Raw,
+        payload: Payload,
         deadline: float,
         *,
         shard: int | None = None,
@@ -38,7 +39,8 @@ class Sent:
         now = loop.time()
         told = now + told_deadline_ms(deadline - now) / 1000
         try:
-            self._id = peer.send(op, payload, on_reply=self._deliver, ctx=CTX, shard=shard, epoch=epoch, deadline=told)
+            encoded = cast(msgspec.Raw, payload)  # with all that leaves in this turn of the loop
+            self._id = peer.send(op, encoded, on_reply=self._deliver, ctx=CTX, shard=shard, epoch=epoch, deadline=told)
         except UnavailableError as error:
             self.answer.set_result(Lost(error.message, sent=False))
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, cast, overload
@@ -38,10 +38,13 @@ from shardkv.client.scan_rows import Scan, keys_of, pairs_of
 from shardkv.errors import Draining, InvalidArgument, ShardKVError
 from shardkv.limits import DEFAULT_LIMITS, Limits
 from shardkv.wire.hello import Identity
-from shardkv.wire.messages import Page
+from shardkv.wire.messages import Op, Page
 from shardkv.write_batch import Text, WriteBatch
 
 Key = TypeVar("Key", str, bytes)
+
+Exchange = Callable[[Sequence[Call], float, float], None]
+"""Sends calls, and settles them; also with their timeout and deadline."""
 
 CONNECTIONS_MAX = 32
 
@@ -133,7 +136,7 @@ class Client(Generic[Out]):
         Raises ConditionFailed when it is otherwise, with the version `found` in its detail: nothing was written.
         """
         call = requests.put(key, value, self._limits, ttl=ttl, if_version=if_version, if_absent=if_absent)
-        self._run([call], timeout)
+        self._run_one(call, timeout)
         return requests.version_of(call)
 
     @overload
@@ -145,7 +148,7 @@ class Client(Generic[Out]):
     ) -> Out | tuple[Out, int] | None:
         """The value of `key`, None when there is none. `with_version`: (value, version), see `put`."""
         call = requests.get(key, self._limits, with_version=with_version)
-        self._run([call], timeout)
+        self._run_one(call, timeout)
         if with_version:
             return requests.versioned(call, self._decode)[0]
         value = call.values[0]
@@ -153,9 +156,9 @@ class Client(Generic[Out]):
 
     def delete(self, key: Text, *, if_version: int | None = None, timeout: float | None = None) -> bool:
         """Delete `key`. True when it existed. `if_version`: only if it has this version, see `put`."""
-        calls = [requests.delete(key, self._limits, if_version=if_version)]
-        self._run(calls, timeout)
-        return requests.existed(calls) == 1
+        call = requests.delete(key, self._limits, if_version=if_version)
+        self._run_one(call, timeout)
+        return requests.existed([call]) == 1
 
     def incr(self, key: Text, by: int = 1, *, ttl: float | None = None, timeout: float | None = None) -> int:
         """Add `by`, which may be negative, to the number stored under `key`, in one step; return the sum.
@@ -166,7 +169,7 @@ class Client(Generic[Out]):
         was added once or not at all.
         """
         call = requests.incr(key, by, self._limits, ttl=ttl)
-        self._run([call], timeout)
+        self._run_one(call, timeout)
         return requests.sum_of(call)
 
     # Many keys
@@ -436,13 +439,13 @@ class Client(Generic[Out]):
     def ping(self, *, timeout: float | None = None) -> float:
         """Milliseconds for a round trip to a router."""
         began = time.perf_counter()
-        self._run([requests.ping()], timeout)
+        self._run_one(requests.ping(), timeout)
         return (time.perf_counter() - began) * 1000
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """What the router knows of the cluster."""
         call = requests.status()
-        self._run([call], timeout)
+        self._run_one(call, timeout)
         return cast(dict[str, Any], call.result)
 
     # Life
@@ -466,32 +469,54 @@ class Client(Generic[Out]):
 
     # Driving calls
 
+    def _run_one(self, call: Call, timeout: float | None) -> None:
+        """As `_run`, for one call: nearly always it is answered when it was asked once."""
+        self._check_open()
+        timeout_s = self._timeout_s if timeout is None else to_timeout_s(timeout, self._timeout_s)
+        deadline = time.monotonic() + timeout_s
+        lanes = self._lanes
+        if lanes is None or call.op is not Op.WRITE:
+            self._ask(call, timeout_s, deadline)
+        else:
+            lanes.lend((call,), timeout_s)
+            try:
+                self._ask(call, timeout_s, deadline)
+            finally:
+                if call.state is not State.WAITING:
+                    lanes.take_back((call,))
+        if call.state is not State.DONE:
+            self._drive([call], timeout_s, deadline, _asked)
+
     def _run(self, calls: Sequence[Call], timeout: float | None, *, sent: Ahead | None = None) -> None:
-        """Drive `calls` to their end, a window of them at a time. Raises the worst of their errors.
+        """Drive `calls` to their end. Raises the worst of their errors.
 
         `sent`: where the only call may have been sent already.
         """
         self._check_open()
-        timeout_s = to_timeout_s(timeout, self._timeout_s)
+        timeout_s = self._timeout_s if timeout is None else to_timeout_s(timeout, self._timeout_s)
         deadline = time.monotonic() + timeout_s
-        waiting = list(calls)
-        window = requests.WINDOW
+        self._drive(calls, timeout_s, deadline, self._exchange if sent is None else sent.settle)
+
+    def _drive(self, calls: Sequence[Call], timeout_s: float, deadline: float, exchange: Exchange) -> None:
+        """As `_run`, a window of the calls at a time. `exchange`: what to do with the first of them."""
+        waiting: Sequence[Call] = calls
+        window: int = requests.WINDOW
         attempt = 0
         lanes = self._lanes
         try:
             while waiting:
-                now = waiting[:window]
+                now: Sequence[Call] = waiting[:window]
                 if lanes is not None:
                     lanes.lend(now, timeout_s)
-                exchange, sent = self._exchange if sent is None else sent.settle, None
                 exchange(now, timeout_s, deadline)
+                exchange = self._exchange
                 if len(waiting) == 1 and waiting[0].state is State.DONE:
                     return  # as most calls end, and these need no more looks
                 if lanes is not None:
                     lanes.take_back(call for call in now if call.state is not State.WAITING)
                 if any(call.state is State.FAILED for call in now):
                     break
-                waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
+                waiting = [*(call for call in now if call.state is State.WAITING), *waiting[window:]]
                 refused = any(call.error is not None for call in now)
                 asked_s = retry_after_s(call.error for call in now) if refused else 0.0
                 if waiting and not _paused(attempt if refused else None, timeout_s, deadline, asked_s):
@@ -504,6 +529,23 @@ class Client(Generic[Out]):
             if lanes is not None:
                 lanes.take_back(calls)
         raise_failure(calls)
+
+    def _ask(self, call: Call, timeout_s: float, deadline: float) -> None:
+        """As `_exchange`, for one call."""
+        if self._nodes is not None:
+            self._exchange([call], timeout_s, deadline)
+            return
+        try:
+            connection = self._pool.acquire(timeout_s, deadline)
+        except ShardKVError as error:
+            call.give_up(error)
+            return
+        try:
+            settle(call, connection.ask(call.op, call.message(), deadline, None, None, call.decode_answer))
+            if call.error is not None and isinstance(call.error, Draining):
+                connection.usable = False
+        finally:
+            self._pool.release(connection)
 
     def _exchange(self, calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
         """Send the calls, to nodes or over one connection to a router, and settle them."""
@@ -519,13 +561,15 @@ class Client(Generic[Out]):
             return
         try:
             if len(calls) == 1:
-                settle(calls[0], connection.ask(calls[0].op, calls[0].payload(), deadline))
+                outcomes = [
+                    connection.ask(calls[0].op, calls[0].message(), deadline, None, None, calls[0].decode_answer)
+                ]
             else:
-                outcomes = connection.exchange([(call.op, call.payload()) for call in calls], deadline)
-                for call, outcome in zip(calls, outcomes, strict=True):
-                    settle(call, outcome)
+                outcomes = connection.exchange([(call.op, call.message()) for call in calls], deadline)
+            for call, outcome in zip(calls, outcomes, strict=True):
+                settle(call, outcome)
             for call in calls:
-                if isinstance(call.error, Draining):
+                if call.error is not None and isinstance(call.error, Draining):
                     connection.usable = False
             if self._nodes is not None:
                 self._nodes.learn(connection, deadline)
@@ -554,6 +598,10 @@ class Client(Generic[Out]):
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error()
+
+
+def _asked(calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
+    """They were, and settled."""
 
 
 def _paused(attempt: int | None, timeout_s: float, deadline: float, asked_s: float) -> bool:
