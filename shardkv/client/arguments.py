@@ -7,14 +7,14 @@ values are packed by `shardkv.write_batch`, lengths judged in `shardkv.wire.chec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 from shardkv.errors import InvalidArgument
 from shardkv.limits import TTL_MS_MAX
 from shardkv.transport.address import Address, parse_address
 from shardkv.whole_number import LEAST, MOST, in_range
 from shardkv.wire.messages import NAME_LENGTH_MAX
-from shardkv.write_batch import Text, pack_text
+from shardkv.write_batch import Text, pack_texts
 
 Out = TypeVar("Out", bytes, str)
 Decode: TypeAlias = Callable[[bytes], Out]
@@ -31,9 +31,15 @@ def to_column(values: Iterable[Text], what: str) -> list[bytes]:
     if isinstance(values, str | bytes | bytearray | memoryview):
         raise InvalidArgument(f"Several {what}s are expected, not one {type(values).__name__}.", hint="Pass a list.")
     try:
-        return [value if type(value) is bytes else pack_text(value, what) for value in values]
+        given = list(values)
     except TypeError:
         raise InvalidArgument(f"Several {what}s are expected, not {type(values).__name__}.") from None
+    if given and type(given[0]) is str:
+        try:
+            return list(map(str.encode, cast(list[str], given)))
+        except (TypeError, UnicodeEncodeError):
+            pass  # some are not str, or one is no text: one by one, to say which
+    return pack_texts(given, what)
 
 
 def to_addresses(addresses: str | Iterable[str]) -> list[Address]:

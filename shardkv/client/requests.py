@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, compress
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from shardkv.client.arguments import Decode, Out, to_amount, to_column, to_ttl_ms, to_version
+from shardkv.client.arguments import Decode, Out, as_given, to_amount, to_column, to_ttl_ms, to_version
 from shardkv.client.calls import EXISTED, Call, PartialReadCall, ReadCall, VersionedReadCall, WriteCall
 from shardkv.client.deleting import DeleteRangeCall
 from shardkv.client.missing import Missing, PartialCount, PartialDict, missing_of
@@ -97,9 +97,8 @@ def listed(keys: Iterable[Key]) -> list[Key]:
 def get_many(keys: Sequence[str] | Sequence[bytes], limits: Limits, *, with_version: bool = False) -> list[ReadCall]:
     """Read many keys; `by_key` or `versioned_by_key` puts the answers together."""
     column = to_column(keys, "key")
-    _check_columns(column, [], limits)
     kind = VersionedReadCall if with_version else ReadCall
-    return [kind(column[part]) for part in _parts(column, [], limits)]
+    return [kind(column[part]) for part in _cut(column, [], limits)]
 
 
 def get_some(
@@ -107,8 +106,7 @@ def get_some(
 ) -> list[PartialReadCall]:
     """Read many keys, without those of shards that are away; `some_by_key` puts the answers together."""
     column = to_column(keys, "key")
-    _check_columns(column, [], limits)
-    return [PartialReadCall(column[part], with_versions=with_version) for part in _parts(column, [], limits)]
+    return [PartialReadCall(column[part], with_versions=with_version) for part in _cut(column, [], limits)]
 
 
 def put_many(
@@ -130,24 +128,22 @@ def batch_put(
     key_column, value_column = to_column(keys, "key"), to_column(values, "value")
     if len(key_column) != len(value_column):
         raise InvalidArgument(f"There are {len(key_column)} keys and {len(value_column)} values.")
-    unique = dict(zip(key_column, value_column, strict=True))
-    if len(unique) < len(key_column):
+    if len(set(key_column)) < len(key_column):
+        unique = dict(zip(key_column, value_column, strict=True))
         key_column, value_column = list(unique), list(unique.values())
-    _check_columns(key_column, value_column, limits)
     ttl_ms = to_ttl_ms(ttl)
     return [
         WriteCall(PUT, key_column[part], value_column[part], want_existed=False, may_cut=True, ttl_ms=ttl_ms)
-        for part in _parts(key_column, value_column, limits)
+        for part in _cut(key_column, value_column, limits)
     ]
 
 
 def delete_many(keys: Iterable[Text], limits: Limits) -> list[WriteCall]:
     """Delete many keys and learn how many existed; not atomic."""
     column = list(dict.fromkeys(to_column(keys, "key")))
-    _check_columns(column, [], limits)
     return [
         WriteCall(DELETE, column[part], [b""] * len(column[part]), want_existed=True, may_cut=True)
-        for part in _parts(column, [], limits)
+        for part in _cut(column, [], limits)
     ]
 
 
@@ -228,6 +224,8 @@ def existed(calls: Sequence[WriteCall]) -> int:
 def by_key(keys: Sequence[Key], calls: Sequence[ReadCall], decode: Decode[Out]) -> dict[Key, Out | None]:
     """What `get_many` returns: the values of its calls, by key as given, in order of asking."""
     values = chain.from_iterable(call.values for call in calls)
+    if decode is as_given:
+        return cast(dict[Key, Out | None], dict(zip(keys, values, strict=True)))
     return {key: None if value is None else decode(value) for key, value in zip(keys, values, strict=True)}
 
 
@@ -305,6 +303,17 @@ def shared_version(calls: Sequence[WriteCall]) -> int | None:
     return calls[0].reply.version if calls and calls[0].reply is not None else None
 
 
+def _cut(keys: list[bytes], values: list[bytes], limits: Limits) -> list[slice]:
+    """Where to cut columns, whose keys and values are checked first, into requests. No values: those are left out."""
+    key_bytes, value_bytes = sum(map(len, keys)), sum(map(len, values))
+    if key_bytes > limits.key_bytes_max or value_bytes > limits.value_bytes_max or not all(keys):
+        _check_columns(keys, values, limits)  # otherwise none can be too long
+    most = min(REQUEST_OPERATIONS, limits.operations_max)
+    if len(keys) <= most and key_bytes + value_bytes <= REQUEST_BYTES:
+        return [slice(0, len(keys))] if keys else []
+    return list(_parts(keys, values, most))
+
+
 def _check_columns(keys: list[bytes], values: list[bytes], limits: Limits) -> None:
     if len(keys) > limits.operations_max:
         limits = replace(limits, operations_max=len(keys))
@@ -312,15 +321,9 @@ def _check_columns(keys: list[bytes], values: list[bytes], limits: Limits) -> No
     check_values(values, limits)
 
 
-def _parts(keys: list[bytes], values: list[bytes], limits: Limits) -> Iterator[slice]:
-    """Where to cut columns into requests."""
-    most = min(REQUEST_OPERATIONS, limits.operations_max)
-    sizes = [*map(len, keys)] if not values else [*map(int.__add__, map(len, keys), map(len, values))]
-    if len(keys) <= most and sum(sizes) <= REQUEST_BYTES:
-        if keys:
-            yield slice(0, len(keys))
-        return
-    ends = list(accumulate(sizes))
+def _parts(keys: list[bytes], values: list[bytes], most: int) -> Iterator[slice]:
+    """Slices of at most so many operations and about REQUEST_BYTES each."""
+    ends = list(accumulate(map(int.__add__, map(len, keys), map(len, values)) if values else map(len, keys)))
     start = 0
     while start < len(keys):
         before = ends[start - 1] if start else 0
