@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, cast, overload
@@ -49,6 +49,9 @@ from shardkv.wire.messages import Context, Op, Page, RawReply, raw
 from shardkv.write_batch import Text, WriteBatch
 
 Key = TypeVar("Key", str, bytes)
+
+Exchange = Callable[[Sequence[Call], float, float], Awaitable[None]]
+"""Sends calls, and settles them; also with their timeout and deadline."""
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +126,7 @@ class AsyncClient(Generic[Out]):
         Raises ConditionFailed when it is otherwise, with the version `found` in its detail: nothing was written.
         """
         call = requests.put(key, value, self._limits, ttl=ttl, if_version=if_version, if_absent=if_absent)
-        await self._run([call], timeout)
+        await self._run_one(call, timeout)
         return requests.version_of(call)
 
     @overload
@@ -139,7 +142,7 @@ class AsyncClient(Generic[Out]):
     ) -> Out | tuple[Out, int] | None:
         """The value of `key`, None when there is none. `with_version`: (value, version), see `put`."""
         call = requests.get(key, self._limits, with_version=with_version)
-        await self._run([call], timeout)
+        await self._run_one(call, timeout)
         if with_version:
             return requests.versioned(call, self._decode)[0]
         value = call.values[0]
@@ -147,9 +150,9 @@ class AsyncClient(Generic[Out]):
 
     async def delete(self, key: Text, *, if_version: int | None = None, timeout: float | None = None) -> bool:
         """Delete `key`. True when it existed. `if_version`: only if it has this version, see `put`."""
-        calls = [requests.delete(key, self._limits, if_version=if_version)]
-        await self._run(calls, timeout)
-        return requests.existed(calls) == 1
+        call = requests.delete(key, self._limits, if_version=if_version)
+        await self._run_one(call, timeout)
+        return requests.existed([call]) == 1
 
     async def incr(self, key: Text, by: int = 1, *, ttl: float | None = None, timeout: float | None = None) -> int:
         """Add `by`, which may be negative, to the number stored under `key`, in one step; return the sum.
@@ -160,7 +163,7 @@ class AsyncClient(Generic[Out]):
         was added once or not at all.
         """
         call = requests.incr(key, by, self._limits, ttl=ttl)
-        await self._run([call], timeout)
+        await self._run_one(call, timeout)
         return requests.sum_of(call)
 
     # Many keys
@@ -436,13 +439,13 @@ class AsyncClient(Generic[Out]):
     async def ping(self, *, timeout: float | None = None) -> float:
         """Milliseconds for a round trip to a router."""
         began = time.perf_counter()
-        await self._run([requests.ping()], timeout)
+        await self._run_one(requests.ping(), timeout)
         return (time.perf_counter() - began) * 1000
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """What the router knows of the cluster."""
         call = requests.status()
-        await self._run([call], timeout)
+        await self._run_one(call, timeout)
         return cast(dict[str, Any], call.result)
 
     # Life
@@ -471,28 +474,54 @@ class AsyncClient(Generic[Out]):
 
     # Driving calls
 
-    async def _run(self, calls: Sequence[Call], timeout: float | None) -> None:
-        """Drive `calls` to their end, a window of them at a time. Raises the worst of their errors."""
+    async def _run_one(self, call: Call, timeout: float | None) -> None:
+        """As `_run`, for one call: nearly always it is answered when it was asked once."""
         self._check_open()
-        timeout_s = to_timeout_s(timeout, self._timeout_s)
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        waiting = list(calls)
-        window = requests.WINDOW
+        timeout_s = self._timeout_s if timeout is None else to_timeout_s(timeout, self._timeout_s)
+        loop, peer = _running(), self._peer
+        deadline = loop.time() + timeout_s
+        if self._nodes is not None or peer is None or not peer.connected or self._loop is not loop:
+            await self._drive([call], timeout_s, deadline, self._exchange)
+            return
+        lanes = self._lanes if call.op is Op.WRITE else None
+        if lanes is not None:
+            lanes.lend((call,), timeout_s)
+        sent = Sent(loop, peer, self._deadlines, call.op, call.message(), deadline)
+        try:
+            settle(call, await sent.answer)
+            if call.state is not State.DONE:
+                await self._drive([call], timeout_s, deadline, _asked)
+        finally:
+            sent.forget()
+            if lanes is not None:
+                lanes.take_back((call,))
+
+    async def _run(self, calls: Sequence[Call], timeout: float | None) -> None:
+        """Drive `calls` to their end. Raises the worst of their errors."""
+        self._check_open()
+        timeout_s = self._timeout_s if timeout is None else to_timeout_s(timeout, self._timeout_s)
+        await self._drive(calls, timeout_s, _running().time() + timeout_s, self._exchange)
+
+    async def _drive(self, calls: Sequence[Call], timeout_s: float, deadline: float, exchange: Exchange) -> None:
+        """As `_run`, a window of the calls at a time. `exchange`: what to do with the first of them."""
+        waiting: Sequence[Call] = calls
+        window: int = requests.WINDOW
         attempt = 0
         lanes = self._lanes
         try:
             while waiting:
-                now = waiting[:window]
+                now: Sequence[Call] = waiting[:window]
                 if lanes is not None:
                     lanes.lend(now, timeout_s)
-                await self._exchange(now, timeout_s, deadline)
+                await exchange(now, timeout_s, deadline)
+                exchange = self._exchange
                 if len(waiting) == 1 and waiting[0].state is State.DONE:
                     return  # as most calls end, and these need no more looks
                 if lanes is not None:
                     lanes.take_back(call for call in now if call.state is not State.WAITING)
                 if any(call.state is State.FAILED for call in now):
                     break
-                waiting = [call for call in now if call.state is State.WAITING] + waiting[window:]
+                waiting = [*(call for call in now if call.state is State.WAITING), *waiting[window:]]
                 refused = any(call.error is not None for call in now)
                 asked_s = retry_after_s(call.error for call in now) if refused else 0.0
                 if waiting and not await _paused(attempt if refused else None, timeout_s, deadline, asked_s):
@@ -518,23 +547,13 @@ class AsyncClient(Generic[Out]):
             for call in calls:
                 call.give_up(error)
             return
-        loop = _running()
-        if len(calls) == 1:
-            (call,) = calls
-            only = Sent(loop, peer, self._deadlines, call.op, call.payload(), deadline)
-            try:
-                settle(call, await only.answer)
-            finally:
-                only.forget()
-        else:
-            await self._exchange_several(loop, peer, calls, deadline)
+        await self._exchange_at(peer, calls, deadline)
         if self._nodes is not None:
             self._nodes.learn(peer)
 
-    async def _exchange_several(
-        self, loop: asyncio.AbstractEventLoop, peer: Peer, calls: Sequence[Call], deadline: float
-    ) -> None:
-        sent = [Sent(loop, peer, self._deadlines, call.op, call.payload(), deadline) for call in calls]
+    async def _exchange_at(self, peer: Peer, calls: Sequence[Call], deadline: float) -> None:
+        loop = _running()
+        sent = [Sent(loop, peer, self._deadlines, call.op, call.message(), deadline) for call in calls]
         try:
             for call, one in zip(calls, sent, strict=True):
                 settle(call, await one.answer)
@@ -589,12 +608,16 @@ class AsyncClient(Generic[Out]):
 
     async def _page(self, plan: ScanPlan, timeout: float | None) -> Page:
         call = plan.call()
-        await self._run([call], timeout)
+        await self._run_one(call, timeout)
         return cast(Page, call.result)
 
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error()
+
+
+async def _asked(calls: Sequence[Call], timeout_s: float, deadline: float) -> None:
+    """They were, and settled."""
 
 
 async def _paused(attempt: int | None, timeout_s: float, deadline: float, asked_s: float) -> bool:

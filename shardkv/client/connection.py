@@ -40,17 +40,15 @@ CTX = 1
 """The number under which a client's keyspace is registered on each of its connections."""
 RECEIVE_BYTES = 64 * 1024
 """Well below 128 KiB, past which the allocator asks the system for pages anew for every single answer."""
-ANSWER_MARGIN_MS = 100
+ANSWER_MARGIN_S = 0.1
 """The server is told a deadline earlier than ours by this (a third of what is left at most), so that the error with
 which it gives up, which knows more than ours, is still in time."""
 
 
-def told_deadline_ms(left_s: float) -> int:
-    """The deadline to put into a request when `left_s` seconds are left here."""
-    left_ms = left_s * 1000
-    if left_ms > 3 * ANSWER_MARGIN_MS:
-        return int(left_ms) - ANSWER_MARGIN_MS
-    return int(left_ms * 2 / 3) or 1
+def told_deadline(deadline: float, now: float) -> float:
+    """The deadline that the other side is told."""
+    left_s = deadline - now
+    return deadline - (ANSWER_MARGIN_S if left_s > 3 * ANSWER_MARGIN_S else left_s / 3)
 
 
 Ask = tuple[Op, Payload, int | None, int | None]
@@ -218,7 +216,8 @@ class Connection:
         self, request_id: int, op: Op, payload: Payload, shard: int | None, epoch: int | None, deadline: float
     ) -> bytes:
         """One request, as `Request` describes it, encoded in one go."""
-        left_ms = told_deadline_ms(deadline - time.monotonic())
+        now = time.monotonic()
+        left_ms = max(1, int((told_deadline(deadline, now) - now) * 1000))
         request = (request_id, op, CTX, shard, epoch, left_ms, payload)
         return encode_frame(encode((self._clock.tick(_wall_ms()), (request,))))
 

@@ -8,7 +8,7 @@ from typing import cast
 import msgspec
 
 from shardkv.client.calls import Lost, Outcome, Payload
-from shardkv.client.connection import CTX, told_deadline_ms
+from shardkv.client.connection import CTX, told_deadline
 from shardkv.client.deadlines import Deadlines
 from shardkv.errors import ShardKVError, UnavailableError
 from shardkv.transport.peer import Peer
@@ -36,8 +36,7 @@ class Sent:
         self._peer = peer
         self._deadlines = deadlines
         self._id: int | None = None
-        now = loop.time()
-        told = now + told_deadline_ms(deadline - now) / 1000
+        told = told_deadline(deadline, loop.time())
         try:
             encoded = cast(msgspec.Raw, payload)  # with all that leaves in this turn of the loop
             self._id = peer.send(op, encoded, on_reply=self._deliver, ctx=CTX, shard=shard, epoch=epoch, deadline=told)

@@ -474,18 +474,16 @@ class Client(Generic[Out]):
         self._check_open()
         timeout_s = self._timeout_s if timeout is None else to_timeout_s(timeout, self._timeout_s)
         deadline = time.monotonic() + timeout_s
-        lanes = self._lanes
-        if lanes is None or call.op is not Op.WRITE:
-            self._ask(call, timeout_s, deadline)
-        else:
+        lanes = self._lanes if call.op is Op.WRITE else None
+        if lanes is not None:
             lanes.lend((call,), timeout_s)
-            try:
-                self._ask(call, timeout_s, deadline)
-            finally:
-                if call.state is not State.WAITING:
-                    lanes.take_back((call,))
-        if call.state is not State.DONE:
-            self._drive([call], timeout_s, deadline, _asked)
+        try:
+            self._ask(call, timeout_s, deadline)
+            if call.state is not State.DONE:
+                self._drive([call], timeout_s, deadline, _asked)
+        finally:
+            if lanes is not None:
+                lanes.take_back((call,))
 
     def _run(self, calls: Sequence[Call], timeout: float | None, *, sent: Ahead | None = None) -> None:
         """Drive `calls` to their end. Raises the worst of their errors.
