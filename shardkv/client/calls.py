@@ -93,6 +93,7 @@ class Call:
     op: Op
     result: Any
     _message: Payload
+    _decode: Callable[[msgspec.Raw], Any]
 
     def __init__(self, op: Op, message: Payload, decode: Callable[[msgspec.Raw], Any]) -> None:
         self.op = op
@@ -150,6 +151,7 @@ class ReadCall(Call):
 
     op = Op.READ
     decode_answer = staticmethod(decode_read_answer)
+    _decode = staticmethod(decode_read_reply)
     want_versions: ClassVar[bool] = False
     values: Sequence[bytes | None] = ()
     _parts: list[tuple[int, int]] | None = None
@@ -158,10 +160,6 @@ class ReadCall(Call):
     def __init__(self, keys: list[bytes]) -> None:
         self.keys = keys
         self._message = Read(keys)
-
-    def _decode(self, payload: msgspec.Raw) -> ReadReply:
-        reply: ReadReply = decode_read_reply(payload)
-        return reply
 
     def take_reply(self, reply: ReadReply) -> None:
         start, stop = self._asked
@@ -226,6 +224,7 @@ class PartialReadCall(ReadCall):
     """Values of keys, and versions when they are wanted, without those of shards that cannot be read now."""
 
     decode_answer = staticmethod(decode_replies)
+    _decode = staticmethod(decode_partial_read_reply)
 
     def __init__(self, keys: list[bytes], *, with_versions: bool) -> None:
         super().__init__(keys)
@@ -236,10 +235,6 @@ class PartialReadCall(ReadCall):
         self.problems: list[ShardProblem] = []
         """Why."""
         self._ask_next()
-
-    def _decode(self, payload: msgspec.Raw) -> PartialReadReply:
-        reply: PartialReadReply = decode_partial_read_reply(payload)
-        return reply
 
     def take_reply(self, reply: ReadReply) -> None:
         assert isinstance(reply, PartialReadReply)
@@ -301,6 +296,7 @@ class WriteCall(Call):
 
     op = Op.WRITE
     decode_answer = staticmethod(decode_write_answer)
+    _decode = staticmethod(decode_write_reply)
     doubt: OutcomeUnknown | None = None
     """Why it is not known what became of the operations whose result is UNKNOWN."""
     reply: WriteReply | None = None
@@ -323,10 +319,6 @@ class WriteCall(Call):
         self.results = bytearray(_REFUSED) * len(keys)
         self._may_cut = may_cut
         self._pending: Sequence[int] = range(len(keys))
-
-    def _decode(self, payload: msgspec.Raw) -> WriteReply:
-        reply: WriteReply = decode_write_reply(payload)
-        return reply
 
     def use(self, lane: Lane) -> None:
         """Send the writes of this call in this lane, so that they may be sent again. Before the first is sent."""

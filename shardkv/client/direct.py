@@ -16,7 +16,8 @@ from functools import partial
 
 import msgspec
 
-from shardkv.client.calls import Call, Lost, Outcome, PartialReadCall, ReadCall, State, WriteCall, settle
+from shardkv.client.answers import DecodeReplies
+from shardkv.client.calls import Call, Lost, Outcome, State, settle
 from shardkv.client.connection import Ask
 from shardkv.errors import (
     DeadlineExceeded,
@@ -35,6 +36,7 @@ from shardkv.topology.routes import Routes, told_routes
 from shardkv.wire.messages import (
     OK,
     Op,
+    PartialRead,
     PartialReadReply,
     RawReply,
     Read,
@@ -45,9 +47,8 @@ from shardkv.wire.messages import (
     WriteReply,
     WriteResult,
     decode_partial_read_reply,
-    decode_read,
+    decode_replies,
     decode_routes_reply,
-    decode_write,
     decode_write_reply,
     raw,
     reply_error,
@@ -58,24 +59,33 @@ Members = list[tuple[ShardDocument, list[int]]]
 
 
 class Leg:
-    """A node's share of a call: what it is asked. `deliver` takes what came of it, once."""
+    """A node's share of a call: what it is asked, and how to decode the answer (see `Call`). `deliver` takes what came
+    of it, once."""
 
-    __slots__ = ("ask", "deliver", "node")
+    __slots__ = ("ask", "decode_answer", "deliver", "node")
 
-    def __init__(self, node: str, ask: Ask, deliver: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        node: str,
+        ask: Ask,
+        deliver: Callable[[Outcome], None],
+        decode_answer: DecodeReplies = decode_replies,
+    ) -> None:
         self.node = node
         self.ask = ask
         self.deliver = deliver
+        self.decode_answer = decode_answer
 
 
 def legs_of(call: Call, routes: Routes) -> list[Leg]:
     """What to ask nodes for this call; nothing: it goes through a router."""
     if call.error is not None and not isinstance(call.error, Overloaded):
         return []
-    if isinstance(call, WriteCall):
-        return _legs_of_write(call, decode_write(call.payload()), routes)
-    if isinstance(call, ReadCall) and not isinstance(call, PartialReadCall):
-        return _legs_of_read(call, decode_read(call.payload()), routes)
+    message = call.message()
+    if isinstance(message, Write):
+        return _legs_of_write(call, message, routes)
+    if isinstance(message, Read) and not isinstance(message, PartialRead):
+        return _legs_of_read(call, message, routes)
     return []
 
 
@@ -100,7 +110,9 @@ def _goes_on(call: Call) -> bool:
 
 def _alone(call: Call, shard: ShardDocument) -> list[Leg]:
     """A call on keys of one shard goes as it is."""
-    return [Leg(shard.node, (call.op, call.payload(), shard.id, shard.epoch), partial(settle, call))]
+    return [
+        Leg(shard.node, (call.op, call.message(), shard.id, shard.epoch), partial(settle, call), call.decode_answer)
+    ]
 
 
 def _legs_of_read(call: Call, read: Read, routes: Routes) -> list[Leg]:

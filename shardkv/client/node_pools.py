@@ -213,7 +213,7 @@ def _ask_one(leg: Leg, pool: NodePool, timeout_s: float, deadline: float) -> Non
         return
     try:
         op, payload, shard, epoch = leg.ask
-        leg.deliver(connection.ask(op, payload, deadline, shard, epoch))
+        leg.deliver(connection.ask(op, payload, deadline, shard, epoch, leg.decode_answer))
     finally:
         pool.release(connection)
 

@@ -79,7 +79,7 @@ def test_one_key_goes_to_its_node_as_it_is() -> None:
     for call in (requests.get("k", DEFAULT_LIMITS, with_version=True), requests.put("k", "v", DEFAULT_LIMITS, ttl=1)):
         legs = legs_of(call, ROUTES)
         assert asked(legs) == [(call.op, "node-2", 2, 5)]
-        assert legs[0].ask[1] == call.payload()
+        assert legs[0].ask[1] == call.message()
 
 
 def test_keys_of_several_shards_are_asked_for_node_by_node_and_put_together() -> None:
@@ -152,7 +152,7 @@ def test_a_write_with_a_token_that_was_lost_goes_through_a_router_with_the_same_
     one = requests.incr("k", 1, DEFAULT_LIMITS)
     lanes.lend([one, many], 5)
     legs = legs_of(one, ROUTES)
-    sent = decode_write(legs[0].ask[1]).token
+    sent = decode_write(raw(legs[0].ask[1])).token
     assert end(one, legs, Lost("It broke.", sent=True)) == [one]
     again = decode_write(one.payload()).token
     assert sent is not None
