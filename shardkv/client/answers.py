@@ -24,9 +24,12 @@ class Answer(Message, Generic[Told]):
     payload: Told
 
 
-DecodeReplies = Callable[[bytes], tuple[int, Sequence[RawReply | Answer[Any]]]]
-"""(sender's clock, replies) of a frame body."""
+Replies = tuple[int, Sequence[RawReply | Answer[Any]]]
+"""The sender's clock, and what it sent."""
 
-decode_read_answer: DecodeReplies = msgspec.msgpack.Decoder(tuple[int, tuple[Answer[ReadReply]]]).decode
-decode_write_answer: DecodeReplies = msgspec.msgpack.Decoder(tuple[int, tuple[Answer[WriteReply]]]).decode
-decode_page_answer: DecodeReplies = msgspec.msgpack.Decoder(tuple[int, tuple[Answer[Page]]]).decode
+DecodeAnswer = Callable[[bytes | memoryview], Replies]
+"""Of a frame body, to which nothing that is returned refers."""
+
+decode_read_answer: DecodeAnswer = msgspec.msgpack.Decoder(tuple[int, tuple[Answer[ReadReply]]]).decode
+decode_write_answer: DecodeAnswer = msgspec.msgpack.Decoder(tuple[int, tuple[Answer[WriteReply]]]).decode
+decode_page_answer: DecodeAnswer = msgspec.msgpack.Decoder(tuple[int, tuple[Answer[Page]]]).decode

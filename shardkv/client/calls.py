@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from shardkv.client.answers import Answer, DecodeReplies, decode_page_answer, decode_read_answer, decode_write_answer
+from shardkv.client.answers import Answer, DecodeAnswer, decode_page_answer, decode_read_answer, decode_write_answer
 from shardkv.errors import (
     FINAL_REFUSALS,
     BatchTooLarge,
@@ -49,7 +49,6 @@ from shardkv.wire.messages import (
     decode_page,
     decode_partial_read_reply,
     decode_read_reply,
-    decode_replies,
     decode_write_reply,
     raw,
     reply_error,
@@ -88,8 +87,8 @@ class Call:
     error: ShardKVError | None = None
     lane: Lane | None = None
     """That of a write which may be sent again; see `Lanes`."""
-    decode_answer: DecodeReplies = staticmethod(decode_replies)
-    """Takes a frame that holds the answer and nothing else; what it raises UNDECODABLE for, `decode_replies` takes."""
+    decode_answer: DecodeAnswer | None = None
+    """Takes a frame that holds the answer and nothing else; for another it raises UNDECODABLE."""
     op: Op
     result: Any
     _message: Payload
@@ -150,7 +149,7 @@ class ReadCall(Call):
     """Values of keys. A reply that does not fit in a frame is asked for again in halves."""
 
     op = Op.READ
-    decode_answer = staticmethod(decode_read_answer)
+    decode_answer: DecodeAnswer | None = staticmethod(decode_read_answer)
     _decode = staticmethod(decode_read_reply)
     want_versions: ClassVar[bool] = False
     values: Sequence[bytes | None] = ()
@@ -223,7 +222,7 @@ class VersionedReadCall(ReadCall):
 class PartialReadCall(ReadCall):
     """Values of keys, and versions when they are wanted, without those of shards that cannot be read now."""
 
-    decode_answer = staticmethod(decode_replies)
+    decode_answer = None
     _decode = staticmethod(decode_partial_read_reply)
 
     def __init__(self, keys: list[bytes], *, with_versions: bool) -> None:

@@ -15,13 +15,14 @@ from itertools import accumulate
 
 import msgspec
 
-from shardkv.client.answers import DecodeReplies
+from shardkv.client.answers import DecodeAnswer, Replies
 from shardkv.client.calls import Lost, Outcome, Payload
+from shardkv.client.inbox import Inbox
 from shardkv.errors import RouterUnavailable, ShardKVError
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import Limits
 from shardkv.transport.address import Address, format_address
-from shardkv.wire.frame import FrameDecoder, encode_frame
+from shardkv.wire.frame import encode_frame
 from shardkv.wire.hello import Identity, check_hello
 from shardkv.wire.messages import (
     OK,
@@ -38,8 +39,6 @@ from shardkv.wire.messages import (
 
 CTX = 1
 """The number under which a client's keyspace is registered on each of its connections."""
-RECEIVE_BYTES = 64 * 1024
-"""Well below 128 KiB, past which the allocator asks the system for pages anew for every single answer."""
 ANSWER_MARGIN_S = 0.1
 """The server is told a deadline earlier than ours by this (a third of what is left at most), so that the error with
 which it gives up, which knows more than ours, is still in time."""
@@ -64,7 +63,7 @@ class Connection:
         self._sock = sock
         sock.settimeout(0)  # any other timeout makes three system calls of each call
         self._limits = limits
-        self._decoder = FrameDecoder(limits.frame_bytes_max)
+        self._inbox = Inbox(limits.frame_bytes_max)
         self._clock = HybridClock()
         self._next_id = 1
         self._problem: ShardKVError | None = None
@@ -127,7 +126,7 @@ class Connection:
         deadline: float,
         shard: int | None = None,
         epoch: int | None = None,
-        decode_answer: DecodeReplies = decode_replies,
+        decode_answer: DecodeAnswer | None = None,
     ) -> Outcome:
         """As `exchange`, for one request; to a node it names a shard and its epoch."""
         request_id = self._next_id
@@ -159,7 +158,7 @@ class Connection:
         self.usable = False
         return None
 
-    def finish(self, request_id: int, deadline: float, decode_answer: DecodeReplies = decode_replies) -> Outcome:
+    def finish(self, request_id: int, deadline: float, decode_answer: DecodeAnswer | None = None) -> Outcome:
         """The outcome of the request that was sent last."""
         outcomes: dict[int, Outcome] = {}
         try:
@@ -240,19 +239,16 @@ class Connection:
         first: int,
         outcomes: dict[int, Outcome],
         deadline: float,
-        decode_answer: DecodeReplies = decode_replies,
+        decode_answer: DecodeAnswer | None = None,
     ) -> None:
         left_ms = (deadline - time.monotonic()) * 1000
         if left_ms <= 0 or not self._readable(left_ms):
             raise TimeoutError("timed out")
-        data = self._sock.recv(RECEIVE_BYTES)
-        if not data:
+        count = self._sock.recv_into(self._inbox.room())
+        if not count:
             raise ConnectionResetError("it was closed")
-        for body in self._decoder.feed(data):
-            try:
-                clock, replies = decode_answer(body)
-            except UNDECODABLE:
-                clock, replies = decode_replies(body)
+        for body in self._inbox.take(count):
+            clock, replies = self._decoded(body, decode_answer)
             self._clock.observe(clock, _wall_ms())
             for reply in replies:
                 if reply.id >= first:
@@ -260,6 +256,14 @@ class Connection:
                 elif reply.id == 0 and reply.status != OK:
                     self._problem = reply_error(reply.payload)
                     raise self._problem
+
+    def _decoded(self, body: memoryview, decode_answer: DecodeAnswer | None) -> Replies:
+        if decode_answer is not None:
+            try:
+                return decode_answer(body)
+            except UNDECODABLE:
+                pass
+        return decode_replies(bytes(body))
 
     def _without_answer(self, error: OSError | ShardKVError, *, handed_over: bool) -> Outcome:
         if isinstance(error, TimeoutError):

@@ -16,7 +16,7 @@ from functools import partial
 
 import msgspec
 
-from shardkv.client.answers import DecodeReplies
+from shardkv.client.answers import DecodeAnswer
 from shardkv.client.calls import Call, Lost, Outcome, State, settle
 from shardkv.client.connection import Ask
 from shardkv.errors import (
@@ -47,7 +47,6 @@ from shardkv.wire.messages import (
     WriteReply,
     WriteResult,
     decode_partial_read_reply,
-    decode_replies,
     decode_routes_reply,
     decode_write_reply,
     raw,
@@ -69,7 +68,7 @@ class Leg:
         node: str,
         ask: Ask,
         deliver: Callable[[Outcome], None],
-        decode_answer: DecodeReplies = decode_replies,
+        decode_answer: DecodeAnswer | None = None,
     ) -> None:
         self.node = node
         self.ask = ask
