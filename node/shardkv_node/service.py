@@ -131,6 +131,11 @@ class NodeService:
             size_bytes = len(value or b"")
             self._check_fits(1, size_bytes)
             return [value], size_bytes
+        if len(keys) <= READ_STEP_FIRST:
+            found = self._store.get_many(tablet, keys)
+            size_bytes = sum(map(len, filter(None, found)))
+            self._check_fits(len(found), size_bytes)
+            return found, size_bytes
         values: list[bytes | None] = []
         room, size_bytes, step = self._limits.frame_bytes_max, 0, READ_STEP_FIRST
         while len(values) < len(keys):

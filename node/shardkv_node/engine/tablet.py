@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from shardkv_node.engine.clipped_table import ClippedTable
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
-from shardkv_node.engine.memtable import Memtable, cell_expiry, cell_value, cell_version
+from shardkv_node.engine.memtable import CELL_HEADER_BYTES, Memtable, cell_expiry, cell_value, cell_version
 from shardkv_node.engine.merged_tables import MergedTables
 from shardkv_node.engine.row_cache import RowCache
 from shardkv_node.engine.sorted_run import SortedRun
@@ -112,7 +112,11 @@ class Tablet:
         """A value or None for each key, in the order asked."""
         rows = self.rows
         if rows is None or not rows.values:
-            return list(map(self.get, keys))
+            cells = map(self.active.cells.get, keys)
+            return [
+                cell[CELL_HEADER_BYTES:] if cell is not None and cell[0] == PUT else self.get(key)
+                for key, cell in zip(keys, cells, strict=True)
+            ]
         found: list[bytes | None] = list(map(rows.values.get, keys))
         if None in found:
             found = [self.get(key) if value is None else value for key, value in zip(keys, found, strict=True)]
