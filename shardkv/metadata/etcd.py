@@ -137,7 +137,8 @@ class EtcdStore:
         try:
             reply = await self._gateway.ask_once("/v3/kv/txn", body, TxnReply)
         except LeaseNotFound:
-            return MetaTxnReply(applied=False, revision=(await self.read("/")).revision)
+            nothing = await self.read("/")
+            return MetaTxnReply(applied=False, revision=nothing.revision)
         return MetaTxnReply(applied=reply.succeeded, revision=reply.header.revision)
 
     def _operation(self, put: MetaPut, lease: int) -> dict[str, Any]:

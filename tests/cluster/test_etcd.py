@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 from shardkv import Client
 from shardkv.errors import ShardKVError
+from shardkv.metadata.client import MetaClient
+from shardkv.topology.documents import RouterDocument, encode_document
+from shardkv.topology.view import Topology
+from shardkv.wire.hello import Identity
+from shardkv.wire.messages import MetaPut
+from tests.shardkv.metadata.world import Follower
 from tests.worlds.cluster import until
 from tests.worlds.etcd_cluster import LEASE_MS, EtcdCluster, etcd_cluster
 
@@ -107,6 +115,35 @@ def test_a_leader_that_was_stopped_for_longer_than_its_lease_is_one_of_many_when
         assert works(world, b"after")
         assert leads(world, other)
         assert world.runs(old)
+
+
+def test_a_change_reaches_who_follows_another_metadata_process_in_time(tmp_path: Path) -> None:
+    async def story(world: EtcdCluster) -> list[float]:
+        writer, reader = (
+            MetaClient([world.proxies[name].address], me=lambda: Identity("launcher", "test")) for name in world.metas
+        )
+        writer.start()
+        reader.start()
+        follower = Follower(reader)
+        took_s = []
+        for number in range(50):
+            put = MetaPut("routers/far", encode_document(RouterDocument("far", "127.0.0.1:1", number)))
+            await writer.txn([], [put])
+            answered = time.monotonic()
+            await follower.until(partial(is_known, number))
+            took_s.append(time.monotonic() - answered)
+        for each in (follower.stop(), writer.close(), reader.close()):
+            await each
+        return took_s
+
+    with etcd_cluster(tmp_path, nodes=1) as world:
+        world.start()
+        took_s = sorted(asyncio.run(story(world)))
+        assert took_s[len(took_s) // 2] < 0.05, took_s
+
+
+def is_known(number: int, view: Topology) -> bool:
+    return "far" in view.routers and view.routers["far"].pid == number
 
 
 def leads(world: EtcdCluster, name: str) -> bool:
