@@ -5,7 +5,7 @@
         InvalidArgument  InvalidKey  KeyTooLarge  ValueTooLarge  BatchTooLarge  InvalidRange
         InvalidNumber  UnknownKeyspace  UnknownOperation  ClientClosed
       RoutingError                     asked the wrong place: refresh the topology, retry inside the deadline
-        WrongShard  StaleEpoch
+        WrongShard  StaleEpoch  ShardFenced
       UnavailableError                 not now: retry with backoff
         ShardUnavailable  RouterUnavailable  MetadataUnavailable  Overloaded  Draining
       DeadlineExceeded                 the time ran out; nothing was changed by this call
@@ -123,6 +123,12 @@ class WrongShard(RoutingError):
 
 class StaleEpoch(RoutingError):
     code = "stale_epoch"
+
+
+class ShardFenced(RoutingError):
+    """The shard is about to have another owner, or other bounds: wait for the topology to move on. Not applied."""
+
+    code = "shard_fenced"
 
 
 class UnavailableError(ShardKVError):

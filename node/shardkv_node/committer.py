@@ -1,7 +1,8 @@
 """Group commit on the event loop: what arrives while one group is being synced forms the next one.
 
 Invariants: at most one group is between log and apply; groups are applied in the order they were logged; a write is
-acknowledged only after its group was applied, and in `always` mode only after its group was synced. Writes wait
+acknowledged only after its group was applied, and in `always` mode only after its group was synced. A barrier comes
+when all that was submitted before it has been answered. Writes wait
 here, bounded in bytes, while the store is stalled or slows writers down. While they wait longer than STANDING_S, fewer
 of them may wait than one connection may have unanswered, so that reads behind them on the same connection, a
 router's, are still heard: the latest are refused, before anything was done.
@@ -40,8 +41,17 @@ GROUP_BYTES = 8 * 1024 * 1024
 """A group is closed at about this size: it bounds how long one sync, and everyone behind it, takes."""
 
 _Deadlines = Sequence[float | None]
-_Queued = tuple[Write | Puts, _Deadlines, int]
+_Queued = tuple["Write | Puts | _Barrier", _Deadlines, int]
 """What waits, the deadline of each write in it, and its bytes."""
+
+
+class _Barrier:
+    """Stands in the queue between what was submitted before it and after it; no group has both."""
+
+    __slots__ = ("reached",)
+
+    def __init__(self, reached: Callable[[], None]) -> None:
+        self.reached = reached
 
 
 class Committer:
@@ -94,6 +104,13 @@ class Committer:
         size = sum(map(len, chain.from_iterable(puts.values))) + sum(lengths)
         self._submit(puts, deadlines, size + WRITE_BYTES * len(puts) + OPERATION_BYTES * len(lengths))
 
+    def barrier(self, reached: Callable[[], None]) -> None:
+        """Call `reached` once every write submitted before has ended, and its `done` has run: now, or later."""
+        if self.idle:
+            reached()
+        else:
+            self._queue.append((_Barrier(reached), (), 0))
+
     def _submit(self, write: Write | Puts, deadlines: _Deadlines, size: int) -> None:
         refusal = self._store.write_refusal()
         if refusal is not None:
@@ -139,14 +156,18 @@ class Committer:
                 self._loop.call_later(STANDING_S - stands_s, self._shed)
             return
         refusal = self._overloaded(stands_s)
+        barriers: list[_Queued] = []
         while self._crowded:
             write, deadlines, size = self._queue.pop()
-            if isinstance(write, Puts):
+            if isinstance(write, _Barrier):
+                barriers.append((write, deadlines, size))
+            elif isinstance(write, Puts):
                 self._queue += _apart(write, deadlines, size)
             else:
                 self._queued -= 1
                 self._queued_bytes -= size
                 _finish(write, refusal)
+        self._queue.extend(reversed(barriers))
 
     def _overloaded(self, stands_s: float) -> Overloaded:
         """Come back after as long as the queue stands already: nothing else is known about how long it will."""
@@ -191,6 +212,12 @@ class Committer:
         writes: list[Write | Puts] = []
         while queue and size_left > 0 and left > 0:
             write, deadlines, size = queue.popleft()
+            if isinstance(write, _Barrier):
+                if writes:
+                    queue.appendleft((write, deadlines, size))
+                    break
+                write.reached()
+                continue
             late = any(deadline is not None and deadline <= now for deadline in deadlines)
             if isinstance(write, Puts) and (late or len(deadlines) > left):
                 queue.extendleft(reversed(_apart(write, deadlines, size)))

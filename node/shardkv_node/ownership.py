@@ -1,62 +1,105 @@
-"""Which shards this node owns, at which epoch, and which tablet of its store holds each.
+"""Which shards this node answers for, at which epoch, and which tablet of its store holds each.
 
-Invariant: `tablet_of` answers only for a shard that the newest known topology gives to this node, at exactly the
-epoch asked for; anything else is refused, so a request can never read or write what moved away.
-A tablet's label in the store is its shard's id in decimal.
+Invariant: `tablet_of` answers only for a shard that is served (what is, `shardkv.control.duties` decides), at exactly
+the epoch asked for; anything else is refused, so a request can never read or write what moved away.
+Requests are counted here, per shard: one list item is all that costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardkv.errors import StaleEpoch, WrongShard
-from shardkv.topology.documents import ShardDocument
-from shardkv.topology.view import Topology
-from shardkv_node.engine.store import Store
+from shardkv.errors import ShardFenced, ShardKVError, ShardUnavailable, StaleEpoch, WrongShard
+
+_EPOCH, _TABLET, _ASKED = range(3)
 
 
 class Ownership:
-    """Kept up to date by `update`; asked once per request."""
+    """Told what to serve; asked once per request."""
 
-    def __init__(self, node: str, store: Store) -> None:
+    def __init__(self, node: str) -> None:
         self._node = node
-        self._store = store
-        self._owned: dict[int, tuple[int, int]] = {}
+        self._served: dict[int, list[int]] = {}
+        """Shard -> epoch, tablet, requested keys so far."""
+        self._fenced: dict[int, int] = {}
+        """Shard -> the epoch of its fence."""
+        self._unserved: dict[int, str] = {}
+        """Owned and not served: why, as a sentence."""
         self.revision = 0
+        """Of the topology that was carried out."""
 
     @property
     def shards(self) -> dict[int, int]:
-        """Shard id -> epoch of what is owned."""
-        return {shard: epoch for shard, (epoch, _) in self._owned.items()}
+        """Shard id -> epoch of what is served."""
+        return {shard: served[_EPOCH] for shard, served in self._served.items()}
 
-    def update(self, topology: Topology) -> None:
-        """Follow a newer topology: tablets of newly owned shards are made (durably) before they are served."""
-        tablets = {int(label): tablet for tablet, label in self._store.tablets.items()}
-        owned: dict[int, tuple[int, int]] = {}
-        for shard in topology.shards.values():
-            if shard.node == self._node:
-                owned[shard.id] = (shard.epoch, self._tablet(shard, tablets))
-        self._owned = owned
-        self.revision = topology.revision
+    # Being told
 
-    def _tablet(self, shard: ShardDocument, tablets: dict[int, int]) -> int:
-        tablet = tablets.get(shard.id)
-        return self._store.create_tablet(str(shard.id).encode()) if tablet is None else tablet
+    def serve(self, shard: int, epoch: int, tablet: int) -> None:
+        """Answer for a shard from now on, at this epoch only."""
+        known = self._served.get(shard)
+        self._served[shard] = [epoch, tablet, known[_ASKED] if known else 0]
+        self._fenced.pop(shard, None)
+        self._unserved.pop(shard, None)
+
+    def stop(self, shard: int) -> None:
+        """Answer nothing for a shard any more."""
+        self._served.pop(shard, None)
+        self._fenced.pop(shard, None)
+        self._unserved.pop(shard, None)
+
+    def fence(self, shard: int, epoch: int) -> None:
+        """Answer nothing for a shard that is fenced at this epoch, but say that it is so."""
+        self._served.pop(shard, None)
+        self._fenced[shard] = epoch
+
+    def refuse(self, shard: int, why: str) -> None:
+        """Answer nothing for a shard that this node owns."""
+        self.stop(shard)
+        self._unserved[shard] = why
+
+    def epoch_of(self, shard: int) -> int | None:
+        """At which epoch a shard is served; None: it is not."""
+        served = self._served.get(shard)
+        return None if served is None else served[_EPOCH]
+
+    # Being asked
 
     def tablet_of(self, shard: int | None, epoch: int | None) -> int:
-        """The tablet of a shard at an epoch. Raises WrongShard, StaleEpoch."""
-        owned = self._owned.get(shard) if shard is not None else None
-        if owned is None:
-            raise WrongShard(
-                f"Node {self._node} does not own shard {shard}.", detail={"shard": shard, "node": self._node}
-            )
-        if owned[0] != epoch:
-            raise StaleEpoch(
-                f"Shard {shard} is at epoch {owned[0]} on node {self._node}, the request names {epoch}.",
-                detail={"shard": shard, "node": self._node, "epoch": owned[0]},
-            )
-        return owned[1]
+        """The tablet of a shard at an epoch. Raises WrongShard, StaleEpoch, ShardFenced, ShardUnavailable."""
+        served = self._served.get(shard) if shard is not None else None
+        if served is None or served[_EPOCH] != epoch:
+            raise self._refusal(shard, epoch)
+        served[_ASKED] += 1
+        return served[_TABLET]
 
     def tablets_of(self, shards: Sequence[tuple[int, int]]) -> list[int]:
-        """The tablets of several (shard, epoch) pairs. Raises WrongShard, StaleEpoch for the first that is not."""
+        """The tablets of several (shard, epoch) pairs. Raises as `tablet_of`, for the first that is refused."""
         return [self.tablet_of(shard, epoch) for shard, epoch in shards]
+
+    def count_more(self, shard: int, keys: int) -> None:
+        """The request that was asked for last is of so many keys more than one."""
+        served = self._served.get(shard)
+        if served is not None:
+            served[_ASKED] += keys
+
+    def asked(self) -> dict[int, tuple[int, int]]:
+        """For each shard that is served its tablet, and how many keys were read or written so far."""
+        return {shard: (served[_TABLET], served[_ASKED]) for shard, served in self._served.items()}
+
+    def _refusal(self, shard: int | None, epoch: int | None) -> ShardKVError:
+        detail = {"shard": shard, "node": self._node}
+        if shard in self._served:
+            held = self._served[shard][_EPOCH]
+            return StaleEpoch(
+                f"Shard {shard} is at epoch {held} on node {self._node}, the request names {epoch}.",
+                detail={**detail, "epoch": held},
+            )
+        if shard in self._fenced:
+            return ShardFenced(
+                f"Shard {shard} is about to leave node {self._node}, or to be divided or merged there.",
+                detail={**detail, "epoch": self._fenced[shard]},
+            )
+        if shard in self._unserved:
+            return ShardUnavailable(f"{self._unserved[shard]}", detail=detail)
+        return WrongShard(f"Node {self._node} does not own shard {shard}.", detail=detail)

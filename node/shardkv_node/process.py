@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardkv.errors import DeadlineExceeded, ShardKVError, StorageError, StoreMismatch, UnavailableError
+from shardkv.errors import DeadlineExceeded, ShardKVError, StoreMismatch, UnavailableError
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import Limits
 from shardkv.metadata.client import MetaClient
@@ -24,6 +24,13 @@ from shardkv.topology.view import Topology
 from shardkv.transport.loop import run_program, run_until
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
+from shardkv_node.changes.fences import FenceFile
+from shardkv_node.changes.housekeeping import Housekeeping
+from shardkv_node.changes.reporting import Reporting
+from shardkv_node.changes.serving import MoveService
+from shardkv_node.changes.settling import Settler
+from shardkv_node.changes.site import Site
+from shardkv_node.changes.views import Views
 from shardkv_node.committer import Committer
 from shardkv_node.engine.options import Options
 from shardkv_node.engine.store import Store
@@ -50,6 +57,8 @@ class NodeSettings:
     advertise: str | None
     engine: Options
     limits: Limits
+    fence_abort_ms: int = 2_000
+    """A shard that is fenced for longer has its change given up."""
 
 
 class NodeProcess:
@@ -63,9 +72,21 @@ class NodeProcess:
         self._clock = HybridClock()
         self._store = Store.open(os.path.join(settings.data_dir, "store"), settings.engine, post=self._post)
         _log_recovery(self._store)
-        self._ownership = Ownership(settings.name, self._store)
+        self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
+        self._ownership = Ownership(settings.name)
         self._committer = Committer(self._store, on_fatal=self._end, limits=settings.limits)
-        service = NodeService(self._store, self._ownership, self._committer, settings.limits)
+        self._housekeeping = self._changes(settings)
+        self._moves = MoveService(self._housekeeping.source_of)
+        self._reporting = Reporting(self._housekeeping, self._store, self._ownership, self.me)
+        service = NodeService(
+            self._store,
+            self._ownership,
+            self._committer,
+            settings.limits,
+            more=self._moves.handlers,
+            report=self._reporting.status,
+            on_gone=self._housekeeping.on_gone,
+        )
         self._server = Server(
             service,
             me=self.me,
@@ -74,7 +95,24 @@ class NodeProcess:
             read_together=service.read_together,
             write_together=service.write_together,
         )
-        self._meta = MetaClient(settings.meta, me=self.me, limits=settings.limits)
+
+    def _changes(self, settings: NodeSettings) -> Housekeeping:
+        """What carries out this node's duties."""
+        views = Views()
+        site = Site(
+            me=self.me,
+            store=self._store,
+            ownership=self._ownership,
+            committer=self._committer,
+            fences=FenceFile(settings.data_dir),
+            views=views,
+            settler=Settler(self._meta, views, lambda txn, revision: housekeeping.note_applied(txn, revision)),
+            limits=settings.limits,
+            incoming=os.path.join(settings.data_dir, "incoming"),
+            fence_abort_s=settings.fence_abort_ms / 1000,
+        )
+        housekeeping = Housekeeping(site)
+        return housekeeping
 
     def _post(self, work: Callable[[], None]) -> None:
         """Run `work` on the loop; called from the store's own threads."""
@@ -87,11 +125,13 @@ class NodeProcess:
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until `stop` is set. Raises ShardKVError when it cannot start, or when the store is poisoned."""
         try:
-            await run_until(stop, self._serve(), self._broken(), self._tick())
+            await run_until(stop, self._serve(), self._housekeeping.run(), self._broken(), self._tick())
             await self._server.drain(grace_s=DRAIN_GRACE_S)
             log.info("node_drained name=%s", self._settings.name)
             return EXIT_OK
         finally:
+            await self._moves.close()
+            await self._housekeeping.close()
             await self._meta.close()
             self._store.close()
 
@@ -131,6 +171,7 @@ class NodeProcess:
         while True:
             await asyncio.sleep(TICK_S)
             self._store.tick()
+            self._reporting.measure()
             refusal = self._store.write_refusal()
             if refusal is not None and self._store.health.poisoned:
                 self._end(refusal)
@@ -155,10 +196,7 @@ class NodeProcess:
                 )
             )
             return
-        try:
-            self._ownership.update(topology)
-        except StorageError as error:
-            self._end(error)
+        self._housekeeping.show(topology)
 
 
 def _log_recovery(store: Store) -> None:

@@ -7,7 +7,7 @@ owns now. Replies to reads are formed at once; replies to writes when their grou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -58,27 +58,43 @@ READ_STEP_MOST = 1024
 TOGETHER_BYTES = 1024 * 1024
 """Reads are answered together up to about so many bytes of values."""
 
+Handler = Callable[[Connection, Request, float | None], None]
+
 _INCR = int(Kind.INCR)
 _NO_PROBLEMS: list[ShardProblem] = []
 
 
 class NodeService:
-    """The `Service` of a node's server."""
+    """The `Service` of a node's server. `more` answers operations that are not about the rows of a shard, `report` adds
+    to the status, and `on_gone` hears of connections that ended."""
 
-    def __init__(self, store: Store, ownership: Ownership, committer: Committer, limits: Limits) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ownership: Ownership,
+        committer: Committer,
+        limits: Limits,
+        *,
+        more: Mapping[Op, Handler] | None = None,
+        report: Callable[[], dict[str, Any]] = dict,
+        on_gone: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
         self._store = store
         self._ownership = ownership
         self._committer = committer
         self._limits = limits
         ranges = RangeSteps(store, ownership, committer, limits)
         self._shares = Shares(ownership, committer, limits, read=self._read_of, write=self._write_of)
-        self._handlers = {
+        self._report = report
+        self._on_gone = on_gone
+        self._handlers: dict[Op, Handler] = {
             Op.READ: self._read,
             Op.WRITE: self._write,
             Op.SCAN: self._scan,
             Op.COUNT: ranges.count,
             Op.DELETE_RANGE: ranges.delete,
             Op.STATUS: self._status,
+            **(more or {}),
         }
         self.counts = dict.fromkeys(self._handlers, 0)
 
@@ -94,6 +110,7 @@ class NodeService:
 
     def on_closed(self, connection: Connection) -> None:
         """Writes in flight go on; their replies are dropped by the connection."""
+        self._on_gone(connection)
 
     def _read(self, connection: Connection, request: Request, deadline: float | None) -> None:
         if request.shard is None:
@@ -102,6 +119,8 @@ class NodeService:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
         asked: Read = decode_read(request.payload)
         check_read(asked.keys, self._limits)
+        if len(asked.keys) > 1:
+            self._ownership.count_more(request.shard, len(asked.keys) - 1)
         found, size_bytes = self._read_of(tablet, asked.keys, want_versions=asked.want_versions)
         connection.reply(request.id, found, size_bytes=size_bytes)
 
@@ -180,6 +199,8 @@ class NodeService:
         tablet = self._ownership.tablet_of(request.shard, request.epoch)
         asked: WriteRequest = decode_write(request.payload)
         check_write(asked, self._limits)
+        if len(asked.keys) > 1:
+            self._ownership.count_more(request.shard, len(asked.keys) - 1)
         self._committer.submit(self._write_of(tablet, asked, partial(_answer_write, connection, request.id)), deadline)
 
     def _write_of(self, tablet: int, asked: WriteRequest, done: Callable[[Write], None]) -> Write:
@@ -297,6 +318,7 @@ class NodeService:
             "groups": self._committer.groups,
             "writes": self._committer.writes,
             "engine": self._store.stats(),
+            **self._report(),
         }
 
 

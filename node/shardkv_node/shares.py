@@ -71,6 +71,7 @@ class Shares:
         for shard, epoch, first, end in _spans(asked.shards, len(asked.keys)):
             try:
                 tablet = self._ownership.tablet_of(shard, epoch)
+                self._ownership.count_more(shard, end - first - 1)
                 found, found_bytes = self._read_of(tablet, asked.keys[first:end], want_versions=asked.want_versions)
             except BatchTooLarge:
                 raise

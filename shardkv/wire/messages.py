@@ -51,6 +51,12 @@ class Op(IntEnum):
     META_TXN = 31
     META_WATCH = 32
     META_ADMIN = 33
+    MOVE_BEGIN = 40
+    MOVE_FILE = 41
+    MOVE_DUMP = 42
+    MOVE_TAIL = 43
+    MOVE_FENCE = 44
+    MOVE_END = 45
 
 
 class Kind(IntEnum):

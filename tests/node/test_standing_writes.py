@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
-import msgspec
 import pytest
 
 from shardkv.limits import Limits
-from shardkv.topology.documents import KeyspaceDocument, NodeDocument, ShardDocument, encode_document
-from shardkv.topology.view import Topology
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import ERROR, OK, Op, RawReply, Read, Request, Write, decode_read_reply, raw, reply_error
@@ -29,16 +26,6 @@ LIMITS = Limits(requests_in_flight_max=400)
 SHARD, EPOCH = 1, 1
 
 
-def topology() -> Topology:
-    """One shard, and this node owns it."""
-    documents: dict[str, msgspec.Struct] = {
-        "keyspaces/default": KeyspaceDocument("default", "range"),
-        "nodes/node-1": NodeDocument("node-1", "s", 1, "127.0.0.1:1", 1),
-        "shards/1": ShardDocument(SHARD, "default", b"", None, EPOCH, "node-1"),
-    }
-    return Topology().with_entries(1, [(key, encode_document(document)) for key, document in documents.items()])
-
-
 def put(request_id: int, value: bytes = b"v") -> Request:
     payload = raw(Write(None, None, 1, [b"key"], [value], False))
     return Request(request_id, Op.WRITE, 0, SHARD, EPOCH, None, payload)
@@ -53,8 +40,8 @@ def run(story: Callable[[Raw, HeldSyncer, Committer], Coroutine[None, None, None
         syncer = HeldSyncer()
         options = Options(durability="always", workers=0, disk_reserve_bytes=0)
         store = Store.open("/store", options, post=lambda work: work(), vfs=CrashVfs(), syncer=syncer)
-        ownership = Ownership("node-1", store)
-        ownership.update(topology())
+        ownership = Ownership("node-1")
+        ownership.serve(SHARD, EPOCH, store.create_tablet(b"%d" % SHARD))
         committer = Committer(store, on_fatal=lambda error: None, limits=LIMITS)
         service = NodeService(store, ownership, committer, LIMITS)
         server = Server(service, me=lambda: Identity("node", "node-1"), limits=LIMITS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -105,12 +106,14 @@ class WiredCluster:
             self.restart(name)
         self.wait_serving()
 
-    def restart(self, name: str) -> None:
-        """Start a process that does not run."""
+    def restart(self, name: str, **environment: str) -> None:
+        """Start a process that does not run, with these variables besides those of this process."""
         assert name not in self._processes or self._processes[name].poll() is not None
         command = [sys.executable, "-P", "-m", *self._commands[name], "--config", str(self._config)]
         with (self.directory / f"{name}.out").open("ab") as output:
-            self._processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self._processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
+            )
 
     def pid(self, name: str) -> int:
         return self._processes[name].pid
