@@ -13,6 +13,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from shardkv.errors import ShardKVError
 from shardkv.hybrid_clock import HybridClock
 from shardkv.limits import Limits
@@ -67,7 +69,7 @@ class RouterProcess:
         self._links = NodeLinks(me=self.me, limits=settings.limits, clock=clock, on_usable=self._node_usable)
         self._forwarder = Forwarder(self._links, settings.options, settings.limits)
         scanner = Scanner(self._links, self._forwarder, settings.options)
-        self._service = RouterService(self._forwarder, scanner, settings.limits, self._status)
+        self._service = RouterService(self._forwarder, scanner, settings.limits, self._status, self._ask_meta)
         self._server = Server(
             self._service,
             me=self.me,
@@ -133,6 +135,9 @@ class RouterProcess:
 
     def _node_usable(self) -> None:
         self._forwarder.retry_parked()
+
+    async def _ask_meta(self, asked: msgspec.Raw, timeout_s: float) -> msgspec.Raw:
+        return await self._meta.admin(asked, timeout_s=timeout_s)
 
     async def _status(self) -> dict[str, Any]:
         counts = {op.name.lower(): count for op, count in self._service.counts.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,16 +63,27 @@ _FORWARDED = {int(op): op for op in (Op.READ, Op.WRITE)}
 _WRITE = int(Op.WRITE)
 
 ClusterStatus = Callable[[], Any]
+AskMeta = Callable[[msgspec.Raw, float], Awaitable[msgspec.Raw]]
+"""Hands an admin request on to the metadata process, which may take so many seconds to answer."""
+ADMIN_TIMEOUT_S = 10.0
 
 
 class RouterService:
     """The `Service` of a router's server. `update` follows the topology."""
 
-    def __init__(self, forwarder: Forwarder, scanner: Scanner, limits: Limits, cluster_status: ClusterStatus) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        scanner: Scanner,
+        limits: Limits,
+        cluster_status: ClusterStatus,
+        ask_meta: AskMeta | None = None,
+    ) -> None:
         self._forwarder = forwarder
         self._scanner = scanner
         self._limits = limits
         self._cluster_status = cluster_status
+        self._ask_meta = ask_meta
         self._ranges = Ranges(forwarder)
         self._handlers = {
             Op.READ: self._read,
@@ -82,6 +93,7 @@ class RouterService:
             Op.DELETE_RANGE: self._delete_range,
             Op.STATUS: self._status,
             Op.ROUTES: self._routes,
+            Op.META_ADMIN: self._admin,
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self.topology = Topology()
@@ -249,6 +261,13 @@ class RouterService:
 
     def _status(self, connection: Connection, request: Request, deadline: float | None) -> None:
         self._later(connection, request.id, self._cluster_status())
+
+    def _admin(self, connection: Connection, request: Request, deadline: float | None) -> None:
+        if self._ask_meta is None:
+            raise unknown_operation(request.op)
+        now = asyncio.get_running_loop().time()
+        timeout_s = ADMIN_TIMEOUT_S if deadline is None else max(0.0, deadline - now)
+        self._later(connection, request.id, self._ask_meta(request.payload.copy(), timeout_s))
 
     def _routes(self, connection: Connection, request: Request, deadline: float | None) -> None:
         keyspace = self._keyspace_name(connection, request)

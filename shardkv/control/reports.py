@@ -44,5 +44,9 @@ class NodeReport(msgspec.Struct, frozen=True):
     changes: list[ChangeReport] = []
     kept: list[int] = []
     """Shards it has tablets of and does not serve; stagings not counted."""
+    fenced: list[int] = []
+    """Shards it owns, or owned, and answers nothing for until their epoch moves on."""
+    missing: list[int] = []
+    """Shards it owns and has no tablet of, though it had."""
     free_bytes: int | None = None
     """Room on its disk."""

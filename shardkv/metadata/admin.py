@@ -11,9 +11,8 @@ from typing import Any
 
 import msgspec
 
-from shardkv.errors import InvalidArgument, UnknownOperation
+from shardkv.errors import UnknownOperation
 from shardkv.metadata.store import MetaStore
-from shardkv.topology.documents import JOBS
 from shardkv.wire.messages import MetaEntry
 
 Verb = Callable[[MetaStore, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -25,7 +24,7 @@ class AdminVerbs:
 
     def __init__(self, store: MetaStore) -> None:
         self._store = store
-        self._verbs: dict[str, Verb] = {"jobs": jobs, "topology": topology}
+        self._verbs: dict[str, Verb] = {"topology": topology}
 
     def add(self, name: str, verb: Verb) -> None:
         """Register a verb. Requires: there is none of that name."""
@@ -49,18 +48,6 @@ async def topology(store: MetaStore, arguments: dict[str, Any]) -> dict[str, Any
         family, slash, name = entry.key.partition("/")
         families.setdefault(family if slash else "single", {})[name or family] = _document(entry)
     return families
-
-
-async def jobs(store: MetaStore, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The jobs there are, oldest first; with `id` that one. Raises InvalidArgument when there is none."""
-    wanted = arguments.get("id")
-    found = (await store.read(JOBS)).entries
-    if wanted is not None:
-        found = [entry for entry in found if entry.key == f"{JOBS}{wanted}"]
-        if not found:
-            raise InvalidArgument(f"There is no job {wanted!r}.")
-    documents = sorted((_document(entry) for entry in found), key=lambda job: int(job["id"]))
-    return {"jobs": documents}
 
 
 def _document(entry: MetaEntry) -> dict[str, Any]:

@@ -117,6 +117,13 @@ class MetaClient:
         reply: MetaTxnReply = decode_meta_txn_reply(payload)
         return reply
 
+    async def admin(self, asked: msgspec.Raw, *, timeout_s: float = CALL_TIMEOUT_S) -> msgspec.Raw:
+        """Hand on what somebody asks of the cluster as a whole, a META_ADMIN payload; what is answered, as it comes.
+
+        Raises what is answered, UnavailableError (nothing was asked), OutcomeUnknown, DeadlineExceeded.
+        """
+        return await self._call(Op.META_ADMIN, asked, timeout_s)
+
     async def follow(self, on_topology: Callable[[Topology], None]) -> None:
         """Call `on_topology` with every newer view, the first as soon as there is one. Runs until cancelled.
 
@@ -147,7 +154,7 @@ class MetaClient:
         delta: MetaEntries = decode_meta_entries(payload)
         return delta
 
-    async def _call(self, op: Op, message: Message, timeout_s: float) -> msgspec.Raw:
+    async def _call(self, op: Op, message: Message | msgspec.Raw, timeout_s: float) -> msgspec.Raw:
         """As Peer.call, but a store that refuses this process for good is reported at once."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s

@@ -21,6 +21,7 @@ import msgspec
 
 from shardkv.errors import InvalidArgument, MetadataUnavailable, ShardKVError, StorePoisoned
 from shardkv.metadata.admin import AdminVerbs
+from shardkv.metadata.asking import Asking
 from shardkv.metadata.client import Backoff
 from shardkv.metadata.leading import LEADER_KEY
 from shardkv.metadata.store import Changes, MetaStore
@@ -65,6 +66,8 @@ class MetaService:
         self.view = StoreView()
         self.view.observe(self._wake)
         self.admin = AdminVerbs(store)
+        self._asking = Asking(self.view, apply=self.apply, caught_up=self._caught_up, me=me)
+        self._asking.register(self.admin)
         self.txns = 0
 
     @property
@@ -99,7 +102,8 @@ class MetaService:
             raise
 
     def close(self) -> None:
-        """Answer every waiting watch with what there is."""
+        """Answer every waiting watch with what there is, and ask nodes nothing any more."""
+        self._asking.close()
         for watch in list(self._watches):
             self._answer(watch)
 
