@@ -1,6 +1,6 @@
 """shardkv: a sharded, ordered, durable key-value cluster in one pip install.
 
-    from shardkv import Client, AsyncClient, WriteBatch
+    from shardkv import Admin, Client, AsyncClient, WriteBatch
 
 Names are loaded when they are first used: a program that uses one client does not pay for the other.
 """
@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardkv.admin.admin import Admin
     from shardkv.client.aio import AsyncClient
     from shardkv.client.missing import Missing, PartialCount, PartialDict
     from shardkv.client.sync import Client
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from shardkv.write_batch import WriteBatch
 
 __all__ = [
+    "Admin",
     "AsyncClient",
     "AuthError",
     "BatchTooLarge",
@@ -112,6 +114,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Admin": "shardkv.admin.admin",
     "AsyncClient": "shardkv.client.aio",
     "Client": "shardkv.client.sync",
     "Limits": "shardkv.limits",
