@@ -11,6 +11,7 @@ import signal
 import time
 from typing import Any
 
+from shardkv.config import ClusterSection
 from shardkv.directory_lock import is_locked, lock_holder
 from shardkv.errors import LaunchError
 from shardkv.launcher.plan import INNER_HOST, local_address
@@ -27,12 +28,26 @@ from shardkv.launcher.state import (
 )
 from shardkv.launcher.supervisor import KILL_WAIT_S, stop_in_order
 
+DEFAULT_DATA_DIR = ClusterSection().data_dir
 SERVING, DEGRADED, ENDED, STOPPED = "serving", "degraded", "ended", "stopped"
 
 
-def cluster_status(layout: Layout) -> dict[str, Any]:
+def address_in(data_dir: str | None) -> str | None:
+    """Where clients on this machine reach the cluster in a directory; None: the default one, and there is none.
+
+    Raises LaunchError when there is no cluster in a directory that was named.
+    """
+    layout = Layout(data_dir or DEFAULT_DATA_DIR)
+    if data_dir is None and not layout.processes_file.exists():
+        return None
+    cluster, file = _files(layout)
+    return local_address(file.bind, cluster.port)
+
+
+def cluster_status(layout: Layout, *, memory: bool = True) -> dict[str, Any]:
     """The cluster in `layout` as plain data. `state`: serving (everything answers), degraded, stopped.
 
+    `memory`: also what each process holds, which takes a while to find out.
     Raises LaunchError when there is no cluster there.
     """
     cluster, file = _files(layout)
@@ -59,7 +74,7 @@ def cluster_status(layout: Layout) -> dict[str, Any]:
             "pid": running[record.name] or None,
             "address": health.addresses.get(record.name) if health else None,
             "restarts": record.restarts,
-            "memory_bytes": memory_bytes(running[record.name]) if running[record.name] else None,
+            "memory_bytes": memory_bytes(running[record.name]) if memory and running[record.name] else None,
             "problem": record.problem or None,
             "log": str(layout.log_of(record.name)),
         }
@@ -69,10 +84,11 @@ def cluster_status(layout: Layout) -> dict[str, Any]:
     return {
         "state": SERVING if serving else DEGRADED if any(running.values()) else STOPPED,
         "address": local_address(file.bind, cluster.port),
+        "meta_address": local_address(INNER_HOST, cluster.meta_port),
         "data_dir": str(layout.directory),
         "launcher_pid": launcher,
         "cluster_id": health.cluster_id if health else None,
-        "nodes": cluster.nodes,
+        "nodes": sum(record.role == "node" for record in file.processes),
         "partition": cluster.partition,
         "shards": cluster.shards,
         "keyspaces": health.keyspaces if health else {},

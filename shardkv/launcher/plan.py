@@ -14,7 +14,7 @@ from pathlib import Path
 from shardkv.config import ClusterSection, Config
 from shardkv.errors import LaunchError
 from shardkv.launcher.ports import free_port, meta_port_for
-from shardkv.launcher.state import ClusterFile, Layout
+from shardkv.launcher.state import ClusterFile, Layout, ProcessesFile
 from shardkv.transport.address import format_address, is_loopback
 
 META = "meta"
@@ -45,6 +45,10 @@ class Plan:
     bind: str
     config: Config
     config_file: str | None
+    nodes: tuple[str, ...]
+    """Those that this machine's launcher starts, as far as it knows before it has asked the metadata store."""
+    removed: tuple[str, ...]
+    """Nodes that are not started again."""
     port_kept: bool
     """Whether the port was not asked for and is that of an earlier start, other than the default."""
 
@@ -63,11 +67,18 @@ def local_address(bind: str, port: int) -> str:
     return format_address(INNER_HOST if bind in WILDCARDS else bind, port)
 
 
-def make_plan(config: Config, layout: Layout, known: ClusterFile | None, config_file: str | None) -> Plan:
+def make_plan(
+    config: Config,
+    layout: Layout,
+    known: ClusterFile | None,
+    config_file: str | None,
+    before: ProcessesFile | None = None,
+) -> Plan:
     """The plan for `config`, given what an earlier start left behind. Raises LaunchError."""
     asked = config.cluster
+    nodes = _node_names(known.nodes if known is not None else asked.nodes, before)
     if known is not None:
-        _check_shape(config, known, layout)
+        _check_shape(config, known, layout, len(nodes))
     port = asked.port if known is None or "cluster.port" in config.given else known.port
     if port == 0:
         port = known.port if known is not None else free_port(asked.bind, near=random.randint(*ANY_PORTS))
@@ -80,8 +91,18 @@ def make_plan(config: Config, layout: Layout, known: ClusterFile | None, config_
         port=port,
         meta_port=known.meta_port if known is not None else free_port(INNER_HOST, near=meta_port_for(port)),
     )
+    removed = tuple(before.removed) if before is not None else ()
     port_kept = known is not None and "cluster.port" not in config.given and port != asked.port
-    return Plan(layout, file, asked.routers, asked.bind, config, config_file, port_kept)
+    return Plan(layout, file, asked.routers, asked.bind, config, config_file, nodes, removed, port_kept)
+
+
+def _node_names(made_with: int, before: ProcessesFile | None) -> tuple[str, ...]:
+    """The nodes of the first start, and those that were added and removed since, as the last launcher knew them."""
+    names = [f"node-{number}" for number in range(1, made_with + 1)]
+    if before is not None:
+        recorded = [record.name for record in before.processes if record.role == "node"]
+        names = [name for name in dict.fromkeys([*names, *recorded]) if name not in before.removed]
+    return tuple(names)
 
 
 def _shape_of(asked: ClusterSection) -> ClusterFile:
@@ -91,13 +112,15 @@ def _shape_of(asked: ClusterSection) -> ClusterFile:
     )
 
 
-def _check_shape(config: Config, known: ClusterFile, layout: Layout) -> None:
+def _check_shape(config: Config, known: ClusterFile, layout: Layout, nodes_now: int) -> None:
     asked, given = _shape_of(config.cluster), config.given
     where = f"The cluster in {layout.directory} was made with"
-    if "cluster.nodes" in given and asked.nodes != known.nodes:
+    if "cluster.nodes" in given and asked.nodes not in (known.nodes, nodes_now):
+        now = f" and has {nodes_now} now" if nodes_now != known.nodes else ""
         raise LaunchError(
-            f"{where} {_count(known.nodes, 'node')}; the number of nodes cannot be changed yet.",
-            hint=f"Ask for {known.nodes}, or choose another --data-dir.",
+            f"{where} {_count(known.nodes, 'node')}{now}; --nodes does not change that.",
+            hint="Leave it out: once the cluster is up, `shardkv cluster add-node` and `shardkv cluster remove-node "
+            "NAME` change it. Or choose another --data-dir.",
         )
     differs = {
         "partition": "cluster.partition" in given and asked.partition != known.partition,
@@ -122,7 +145,7 @@ def _count(number: int, what: str) -> str:
 
 def process_specs(plan: Plan) -> list[ProcessSpec]:
     """The processes of the cluster: the metadata process, the nodes, the routers."""
-    nodes = [_node(plan, number) for number in range(1, plan.file.nodes + 1)]
+    nodes = [node_spec(plan, name) for name in plan.nodes]
     routers = [_router(plan, number) for number in range(1, plan.routers + 1)]
     return [_meta(plan), *nodes, *routers]
 
@@ -136,8 +159,8 @@ def _meta(plan: Plan) -> ProcessSpec:
     return _spec(plan, META, "meta", ["shardkv", "meta", "run"], arguments)
 
 
-def _node(plan: Plan, number: int) -> ProcessSpec:
-    name = f"node-{number}"
+def node_spec(plan: Plan, name: str) -> ProcessSpec:
+    """How a node of this machine is started."""
     engine, given = plan.config.engine, plan.config.given
     arguments = ["--name", name, "--meta", plan.meta_address, "--data-dir", str(plan.layout.data_of(name))]
     arguments += ["--bind", INNER_HOST, "--advertise", INNER_HOST, "--port", "0"]

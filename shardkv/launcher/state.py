@@ -92,6 +92,8 @@ class ProcessesFile(msgspec.Struct, kw_only=True):
     format: int = FORMAT
     bind: str
     processes: list[ProcessRecord]
+    removed: list[str] = []
+    """Nodes that were removed from the cluster: they are not started again."""
 
 
 def read_state(path: Path, kind: type[State]) -> State | None:

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardkv.errors import StorageError
-from shardkv.launcher.plan import Plan, ProcessSpec, process_specs
+from shardkv.launcher.plan import Plan, ProcessSpec, node_spec, process_specs
 from shardkv.launcher.processes import RunningProcess, find_running, last_words, start, take_over, wait_for_end
 from shardkv.launcher.restarts import Restarts, exit_words
 from shardkv.launcher.state import ProcessesFile, ProcessRecord, write_state
+from shardkv.programs import EXIT_OK
 
 if TYPE_CHECKING:
     from shardkv.launcher.readiness import Registered
+    from shardkv.topology.documents import WantedDocument
 
 STOP_ORDER = ("router", "node", "meta")
 KILL_WAIT_S = 5.0
@@ -41,6 +43,8 @@ class Child:
     served: bool = False
     """Whether this start of it was seen to serve."""
     restart_at: float | None = None
+    kill_at: float | None = None
+    """When it is killed, since it was told to stop for good; None: it is to run."""
 
 
 class Supervisor:
@@ -52,6 +56,7 @@ class Supervisor:
         self._clock = clock
         launcher = plan.config.launcher
         self._grace_s = launcher.stop_grace_ms / 1000
+        self._removed: set[str] = set(plan.removed)
         self.children = {spec.name: Child(spec, _new_record(spec), Restarts(launcher)) for spec in process_specs(plan)}
 
     # Starting
@@ -84,6 +89,43 @@ class Supervisor:
                 self._start(child)
         self.save()
 
+    def want_nodes(self, wanted: Mapping[str, WantedDocument]) -> None:
+        """Start the nodes that are wanted of this launcher, and stop those that were removed. Raises LaunchError.
+
+        A node that nothing is said of stays as it is.
+        """
+        changed = False
+        for name, document in wanted.items():
+            child = self.children.get(name)
+            if document.state == "removed":
+                changed = self._remove(name, child) or changed
+            elif child is None and document.started_by == "launcher":
+                spec = node_spec(self._plan, name)
+                child = self.children[name] = Child(spec, _new_record(spec), Restarts(self._plan.config.launcher))
+                self._removed.discard(name)
+                self._report(f"{name} was added.")
+                self._start(child)
+                changed = True
+        if changed:
+            self.save()
+
+    def _remove(self, name: str, child: Child | None) -> bool:
+        """Begin to stop a node for good. Whether that is new."""
+        if child is None or child.kill_at is not None:
+            return False
+        self._removed.add(name)
+        child.restart_at, child.kill_at = None, self._clock() + self._grace_s
+        if child.running is None:
+            self._forget(child)
+        else:
+            child.running.send(signal.SIGTERM)
+        return True
+
+    def _forget(self, child: Child) -> None:
+        """Of a node that was removed and has ended."""
+        del self.children[child.spec.name]
+        self._report(f"{child.spec.name} was removed, and has ended. Its data stays in its directory.")
+
     def _start(self, child: Child) -> None:
         child.running = start(child.spec, self._plan.layout.directory)
         child.served = False
@@ -93,21 +135,27 @@ class Supervisor:
 
     # Watching
 
-    def watch(self, wake_fd: int, *, timeout_s: float) -> bool:
-        """Wait for news, at most `timeout_s`, and deal with it. Returns whether `wake_fd` had something to read."""
+    def watch(self, wake_fd: int, *more_fds: int, timeout_s: float) -> bool:
+        """Wait for news, at most `timeout_s`, and deal with it. Returns whether `wake_fd` had something to read.
+
+        Something to read in one of `more_fds` ends the waiting as well.
+        """
         now = self._clock()
-        due = [child.restart_at for child in self.children.values() if child.restart_at is not None]
+        due = [at for child in self.children.values() for at in (child.restart_at, child.kill_at) if at is not None]
         fds = [child.running.fd for child in self.children.values() if child.running]
         pause_s = max(0.0, min([timeout_s, *(at - now for at in due)]))
-        readable = select.select([wake_fd, *fds], [], [], pause_s)[0]
+        readable = select.select([wake_fd, *more_fds, *fds], [], [], pause_s)[0]
         changed = False
-        for child in self.children.values():
+        for child in list(self.children.values()):
             if child.running is not None and child.running.fd in readable:
                 self._ended(child)
                 changed = True
             elif child.restart_at is not None and child.restart_at <= self._clock():
                 self._start(child)
                 changed = True
+            elif child.kill_at is not None and child.running is not None and child.kill_at <= self._clock():
+                child.running.send(signal.SIGKILL)
+                child.kill_at += KILL_WAIT_S
         if changed:
             self.save()
         return wake_fd in readable
@@ -143,6 +191,13 @@ class Supervisor:
         assert child.running is not None
         exit_code = child.running.reap()
         child.running = None
+        if child.kill_at is not None:
+            self._forget(child)
+            return
+        if exit_code == EXIT_OK and child.served:
+            child.record.state, child.restart_at = "restarting", self._clock()
+            self._report(f"{child.spec.name} was told to stop, and is started again.")
+            return
         verdict = child.restarts.died(self._clock(), exit_code, served=child.served)
         record = child.record
         ending = f"{exit_words(exit_code)}{_last_words(child, exit_code)}"
@@ -181,8 +236,9 @@ class Supervisor:
     def save(self) -> None:
         """Write the record for the next launcher, and for status and down."""
         records = [child.record for child in self.children.values()]
+        found = ProcessesFile(bind=self._plan.bind, processes=records, removed=sorted(self._removed))
         try:
-            write_state(self._plan.layout.processes_file, ProcessesFile(bind=self._plan.bind, processes=records))
+            write_state(self._plan.layout.processes_file, found)
         except StorageError as error:
             self._report(str(error))
 

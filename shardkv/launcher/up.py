@@ -43,7 +43,8 @@ def run_cluster(
     lock = _lock(layout)
     try:
         with _stop_signals() as signals:
-            plan = make_plan(config, layout, read_state(layout.cluster_file, ClusterFile), config_file)
+            before = read_state(layout.processes_file, ProcessesFile)
+            plan = make_plan(config, layout, read_state(layout.cluster_file, ClusterFile), config_file, before)
             supervisor = Supervisor(plan, report=report)
             try:
                 adopted = _start(plan, supervisor)
@@ -149,14 +150,20 @@ def _not_ready(plan: Plan, supervisor: Supervisor, problems: dict[str, str]) -> 
 
 
 def _watch(plan: Plan, supervisor: Supervisor, signals: _StopSignals) -> None:
-    """Restart what ends, until a stop signal."""
+    """Restart what ends, start nodes that are added and stop those that are removed, until a stop signal."""
     from shardkv.launcher.readiness import check_health
+    from shardkv.launcher.wanted import WantedFollower
 
-    while not signals.arrived():
-        unsettled = supervisor.unsettled
-        supervisor.watch(signals.fd, timeout_s=POLL_S * 5 if unsettled else WATCH_S)
-        if unsettled:
-            supervisor.note_registered(check_health(plan.meta_address, {}).registered)
+    follower = WantedFollower(plan.meta_address)
+    try:
+        while not signals.arrived():
+            unsettled = supervisor.unsettled
+            supervisor.watch(signals.fd, follower.fd, timeout_s=POLL_S * 5 if unsettled else WATCH_S)
+            supervisor.want_nodes(follower.take())
+            if unsettled:
+                supervisor.note_registered(check_health(plan.meta_address, {}).registered)
+    finally:
+        follower.close()
 
 
 def _stop(supervisor: Supervisor, signals: _StopSignals, report: Report) -> None:
