@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shardkv.cli.cluster_nodes import add_node, rebalance, remove_node, restart, settings
+
 if TYPE_CHECKING:
     from shardkv.config import Config
     from shardkv.launcher.state import Layout
@@ -118,58 +120,37 @@ def _say(text: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-@cluster.command(short_help="Show every process and whether it answers.")
+@cluster.command(short_help="Show processes, nodes, jobs, and what to do next.")
 @_data_dir
 @_config_file
+@click.option("--router", metavar="HOST:PORT", help="Ask this router: a cluster that was not launched here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(data_dir: str | None, config_file: str | None, as_json: bool) -> int:
-    """Show every process of the cluster and whether it answers. Exit code 3 when not all of them serve.
+def status(data_dir: str | None, config_file: str | None, router: str | None, as_json: bool) -> int:
+    """Show every process of the cluster and whether it answers, what each node carries, which jobs are under way, and
+    what to do next, if anything. Exit code 3 when not all of them serve.
 
     \b
     Example:
       shardkv cluster status
       shardkv cluster status --data-dir /tmp/one --json
+      shardkv cluster status --router 10.0.0.5:7400
     """
-    from shardkv.launcher.control import SERVING, cluster_status
+    from shardkv.cli.cluster_status import cluster_text, serves, whole
 
-    found = cluster_status(_layout(data_dir, config_file)[1])
+    if router is not None:
+        found: dict[str, Any] = {"cluster": whole(router)}
+    else:
+        from shardkv.launcher.control import cluster_status
+
+        found = cluster_status(_layout(data_dir, config_file)[1])
+        found["cluster"] = whole(found["meta_address"], if_reached=True) if found["state"] != "stopped" else None
     if as_json:
         import json
 
         click.echo(json.dumps(found, indent=2))
     else:
-        click.echo(_status_text(found))
-    return 0 if found["state"] == SERVING else UNAVAILABLE
-
-
-def _status_text(found: dict[str, Any]) -> str:
-    from shardkv.launcher.summary import table
-
-    launcher = f"process {found['launcher_pid']}" if found["launcher_pid"] else "none"
-    if not found["launcher_pid"] and found["state"] != "stopped":
-        launcher = "none: nothing is restarted; `shardkv cluster up` takes over again"
-    rows = [
-        (
-            process["name"],
-            process["state"],
-            str(process["pid"] or "-"),
-            process["address"] or "-",
-            "" if process["memory_bytes"] is None else f"{process['memory_bytes'] / 1e6:.0f} MB",
-            str(process["restarts"]),
-        )
-        for process in found["processes"]
-    ]
-    troubled = [p for p in found["processes"] if p["problem"] and p["state"] not in ("serving", "stopped", "ended")]
-    lines = [
-        f"The cluster is {found['state']}: {found['partition']}, {found['shards']} shards.",
-        f"  address         {found['address']}",
-        f"  data directory  {found['data_dir']}",
-        f"  launcher        {launcher}",
-        "",
-        *table(("process", "state", "pid", "own address", "memory", "restarts"), rows),
-        *(f"{process['name']}: {process['problem']} (log: {process['log']})" for process in troubled),
-    ]
-    return "\n".join(lines)
+        click.echo(cluster_text(found))
+    return 0 if serves(found) else UNAVAILABLE
 
 
 @cluster.command()
@@ -230,6 +211,10 @@ def _log_files(layout: Layout, name: str | None) -> list[Path]:
     if name not in paths:
         raise InvalidArgument(f"There is no process {name!r}; known are {', '.join(paths)}.")
     return [paths[name]]
+
+
+for _command in (add_node, remove_node, rebalance, restart, settings):
+    cluster.add_command(_command)
 
 
 def _layout(data_dir: str | None, config_file: str | None) -> tuple[Config, Layout]:

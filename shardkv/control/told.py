@@ -154,6 +154,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     keyspaces: list[Keyspace]
     jobs: list[Job]
     """Those that have not ended."""
+    meta: list[str] = []
+    """Addresses of metadata processes, as far as they are known: of the one that leads."""
     advice: list[str] = []
     """What to do next, if anything: sentences."""
 
@@ -327,7 +329,7 @@ def tell_status(situation: Situation) -> Status:
     nodes = tell_nodes(situation)
     jobs = [tell_job(situation, job) for _, job in sorted(topology.jobs.items()) if job.state not in ENDED]
     cluster_id = topology.cluster.cluster_id if topology.cluster else ""
-    return Status(cluster_id, topology.revision, nodes, tell_keyspaces(situation), jobs, _advice(nodes, jobs))
+    return Status(cluster_id, topology.revision, nodes, tell_keyspaces(situation), jobs, advice=_advice(nodes, jobs))
 
 
 def _advice(nodes: list[Node], jobs: list[Job]) -> list[str]:

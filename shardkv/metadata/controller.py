@@ -32,8 +32,9 @@ def check_shape(made: ClusterDocument, asked: ClusterDocument) -> None:
     if made.nodes_wanted != asked.nodes_wanted:
         raise StoreMismatch(
             f"This cluster was made with {made.nodes_wanted} nodes and {asked.nodes_wanted} are asked for; "
-            "the number of nodes cannot be changed yet.",
-            hint=f"Ask for {made.nodes_wanted} nodes, or use another data directory.",
+            "that number is only how many the first placing waited for, and is fixed.",
+            hint=f"Ask for {made.nodes_wanted}; `shardkv cluster add-node` and `remove-node` change that. "
+            "Or use another data directory.",
         )
     made_shape, asked_shape = _shape(made), _shape(asked)
     if made_shape != asked_shape:
