@@ -38,7 +38,7 @@ RETRY_S = 1.0
 BUSY_ROUND_S = 1.0
 """While something is under way, nodes are asked so often, and a round is made though nothing is new."""
 WATCHFUL_ROUND_S = 5.0
-"""The same while shards may have to be split or merged by themselves, but nothing is under way."""
+"""The same while nothing is under way; well below `ControllerSettings.away_ms`."""
 
 
 class Core(Protocol):
@@ -56,14 +56,17 @@ def new_controller() -> Core:
     return Controller(lambda: secrets.token_hex(8))
 
 
-def round_s(topology: Topology) -> float | None:
-    """How often a round is due though nothing is new, and how often nodes are asked; None: never."""
+def round_s(topology: Topology) -> float:
+    """How often a round is due though nothing is new, and how often nodes are asked.
+
+    They are asked when nothing is under way, too: were it not so, all of them would seem to be away, for as long as
+    nobody had asked, at the moment a job is asked for.
+    """
     jobs = any(job.state not in ENDED for job in topology.jobs.values())
     keyspaces = any(each.dropped or each.placing for each in topology.keyspace_documents.values())
     if jobs or keyspaces or changing(topology):
         return BUSY_ROUND_S
-    settings = topology.settings
-    return WATCHFUL_ROUND_S if settings.auto_split or settings.auto_merge else None
+    return WATCHFUL_ROUND_S
 
 
 class ControlLoop:
