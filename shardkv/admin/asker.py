@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from shardkv.client.backoff import pause_s
+from shardkv.client.calls import Lost
 from shardkv.client.connection import Connection
 from shardkv.errors import (
     ClientClosed,
@@ -76,15 +77,15 @@ class Asker:
         outcome = self._connected(deadline).ask(Op.META_ADMIN, payload, deadline)
         if isinstance(outcome, RawReply):
             if outcome.status == OK:
-                return outcome.payload
+                return outcome.payload.copy()  # it is a view of the buffer that the next answer comes into
             error = reply_error(outcome.payload)
             if isinstance(error, ASK_AGAIN):
                 self._drop()
             raise error
         self._drop()
-        if isinstance(outcome, ShardKVError):
-            raise outcome
-        raise (OutcomeUnknown if outcome.sent else UnavailableError)(outcome.reason)
+        if isinstance(outcome, Lost):
+            raise (OutcomeUnknown if outcome.sent else UnavailableError)(outcome.reason)
+        raise outcome if isinstance(outcome, ShardKVError) else OutcomeUnknown("The answer cannot be read.")
 
     def _connected(self, deadline: float) -> Connection:
         """A connection that can be used; each new one is to the next address. Raises RouterUnavailable."""

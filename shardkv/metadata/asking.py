@@ -55,6 +55,8 @@ class NodeReports:
     def __init__(self, *, me: Callable[[], Identity]) -> None:
         self._gatherer = ReportGatherer(me=me, on_report=self._take)
         self._heard: dict[str, Heard] = {}
+        self._silent: set[str] = set()
+        """Nodes that were waited for in vain, and have said nothing since."""
         self._news = asyncio.Event()
         self._end: asyncio.TimerHandle | None = None
 
@@ -66,13 +68,16 @@ class NodeReports:
         self._end = loop.call_later(REPORTS_IDLE_S, self.stop)
         self._gatherer.ask(topology, REPORTS_EVERY_S)
         began = loop.time()
-        while silent := [name for name in topology.nodes if not self._is_fresh(topology, name)]:
+        while silent := {name for name in topology.nodes if not self._is_fresh(topology, name)}:
+            if silent <= self._silent:
+                break
             self._news.clear()
             try:
                 async with asyncio.timeout_at(began + REPORT_TIMEOUT_S):
                     await self._news.wait()
             except TimeoutError:
                 break
+        self._silent = silent
         now_ms = _steady_ms()
         return {name: Heard(None, now_ms) if name in silent else self._heard[name] for name in topology.nodes}
 
@@ -82,8 +87,10 @@ class NodeReports:
             self._end.cancel()
         self._gatherer.ask(Topology(), None)
         self._heard.clear()
+        self._silent.clear()
 
     def _take(self, report: NodeReport) -> None:
+        self._silent.discard(report.name)
         self._heard[report.name] = Heard(report, _steady_ms())
         self._news.set()
 
