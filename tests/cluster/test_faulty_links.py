@@ -36,7 +36,11 @@ silence_timeout_ms = 1000
 IMPATIENT = Limits(silence_timeout_ms=1000)
 TIMEOUT_S = 0.4
 MARGIN = 1.5
-"""A call may take its timeout times this; what is above 1 is for a busy machine."""
+"""A call may take its timeout times this; what is above 1 is for a busy machine, as is LAG_SHARES."""
+LAG_SHARES = 3
+"""A call may be later yet by so many times what this process, meanwhile, had to wait for its turn at most."""
+NAMING_LAG_S = 0.03
+"""Routers answer 0.1 s before the deadline: on a machine that is this late once they may be later more than thrice."""
 KEYS = [b"%c-%d" % (byte, number) for byte in b"0agmsz" for number in range(3)]
 """In all shards of all nodes, in both modes."""
 MIB = 1 << 20
@@ -135,6 +139,29 @@ class Told:
         return f"{self.what}: {self.error!r} after {self.share:.2f} of its timeout"
 
 
+class Lag(threading.Thread):
+    """By how much this process woke up too late at most, while this is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most_s = 0.0
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            due = time.monotonic() + 0.01
+            self._ending.wait(0.01)
+            self.most_s = max(self.most_s, time.monotonic() - due)
+
+    def __enter__(self) -> Lag:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self.join()
+
+
 def one_put(value: bytes) -> WriteBatch:
     batch = WriteBatch()
     batch.put(b"{put}", value)
@@ -225,10 +252,14 @@ async def all_at_once_async(db: AsyncClient[bytes], value: bytes) -> list[Told]:
     return await asyncio.gather(*[run(what, call) for what, call in async_calls_of(db, value).items()])
 
 
+def check_in_time(told: list[Told], lag: Lag, timeout_s: float = TIMEOUT_S) -> None:
+    for one in told:
+        assert one.share < MARGIN + LAG_SHARES * lag.most_s / timeout_s, f"{one}; lag {lag.most_s:.3f} s"
+
+
 def check_told(told: list[Told]) -> None:
     assert any(one.error for one in told), "the fault did not hit"
     for one in told:
-        assert one.share < MARGIN, str(one)
         may_be_unknown = any(word in one.what for word in ("put", "delete", "write"))
         expected = (UnavailableError, DeadlineExceeded, *([OutcomeUnknown] if may_be_unknown else []))
         assert one.error is None or isinstance(one.error, expected), str(one)
@@ -240,7 +271,7 @@ def check_told(told: list[Told]) -> None:
 def test_one_deadline_covers_connecting_and_waiting_for_a_router(
     world: WiredCluster, fault: Callable[[WiredCluster], None], connected: bool
 ) -> None:
-    check_told(told_during(world, fault, connected=connected))
+    check_told(told_during(world, fault, connected=connected)[0])
 
 
 @BOTH_MODES
@@ -248,8 +279,10 @@ def test_one_deadline_covers_connecting_and_waiting_for_a_router(
 def test_one_deadline_covers_waiting_in_the_router_retries_and_all_shards(
     world: WiredCluster, fault: Callable[[WiredCluster], None]
 ) -> None:
-    told = told_during(world, fault, connected=True)
+    told, lag = told_during(world, fault, connected=True)
     check_told(told)
+    if lag.most_s > NAMING_LAG_S:
+        return  # routers had no time to answer before the deadline, and nobody else knows whom to name
     slow = [one for one in told if isinstance(one.error, (DeadlineExceeded, OutcomeUnknown, UnavailableError))]
     blind = [str(one) for one in slow if "hard" not in str(one.error) and "node-" not in str(one.error)]
     assert len(blind) < len(slow) / 2, f"neither shard nor node is named: {blind}"
@@ -260,7 +293,7 @@ def test_one_deadline_covers_waiting_in_the_router_retries_and_all_shards(
 def test_one_deadline_covers_nodes_and_the_way_through_a_router_in_direct_mode(
     world: WiredCluster, fault: Callable[[WiredCluster], None]
 ) -> None:
-    check_told(told_during(world, fault, connected=True, direct=True))
+    check_told(told_during(world, fault, connected=True, direct=True)[0])
 
 
 @BOTH_MODES
@@ -270,10 +303,9 @@ def test_one_deadline_covers_connecting_the_queue_retries_and_all_shards_togethe
     world.kill("node-2")
     for name in [*world.routers, "node-1"]:
         world.wires.do(partial(world.proxies[name].delay, timeout_s / 6))  # four times before a new connection is used
-    with world.client(timeout=timeout_s, connections_max=1) as db:
+    with world.client(timeout=timeout_s, connections_max=1) as db, Lag() as lag:
         told = all_at_once(db, b"queued", timeout_s)
-    for one in told:
-        assert one.share < MARGIN, str(one)
+    check_in_time(told, lag, timeout_s)
     assert sum(one.share > 0.5 for one in told) > len(told) / 2, list(map(str, told))
     assert not [str(one) for one in told if one.error is None and one.what in ("get_many", "put_many", "scan", "count")]
 
@@ -305,8 +337,8 @@ def test_with_one_of_two_routers_silent_new_clients_are_served_within_their_time
 
 def told_during(
     world: WiredCluster, fault: Callable[[WiredCluster], None], *, connected: bool, direct: bool = False
-) -> list[Told]:
-    """What every kind of call of both clients is told; `connected`: they were when the fault came."""
+) -> tuple[list[Told], Lag]:
+    """What every kind of call of both clients is told, in time; `connected`: they were when the fault came."""
 
     async def main() -> list[Told]:
         with world.client(timeout=TIMEOUT_S, direct=direct) as db:
@@ -321,7 +353,10 @@ def told_during(
                 told = await all_at_once_async(adb, b"async")
                 return told + await sync
 
-    return asyncio.run(main())
+    with Lag() as lag:
+        told = asyncio.run(main())
+    check_in_time(told, lag)
+    return told, lag
 
 
 def reaches_nodes(db: AsyncClient[bytes]) -> bool:
