@@ -35,6 +35,7 @@ from shardkv.topology.documents import SHARDS, ShardDocument, decode_document
 from shardkv.topology.view import Topology
 from shardkv.transport.server import Connection
 from shardkv.wire.messages import MetaTxn
+from shardkv_node.changes.making import Maker
 from shardkv_node.changes.part import Part, changed_part, parsed, whole
 from shardkv_node.changes.progress import Progress
 from shardkv_node.changes.site import Site
@@ -269,7 +270,9 @@ class Housekeeping:
     def _worker(self, work: Work) -> Worker:
         if work.role == "source":
             return Source(self._site, work)
-        return Target(self._site, work)
+        if work.role == "target":
+            return Target(self._site, work)
+        return Maker(self._site, work)
 
     def source_of(self, change: str) -> Source | None:
         """The source of a move that the newest view carried out has."""

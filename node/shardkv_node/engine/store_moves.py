@@ -96,12 +96,6 @@ class StoreMoves(StoreTablets):
         pin = self._pins[number] = TabletPin(self.directory, tablet, manifest, dump, tail, digest, release)
         return pin
 
-    def last_seqnos(self, number: int) -> tuple[int, int]:
-        """Of the newest write of the tablet, and of its records; 0: there are none."""
-        self._end_quick_puts()
-        tablet = self._tablet(number)
-        return tablet.last_seqno, 0 if tablet.records is None else tablet.records.last_seqno
-
     def _feed_tails(self, accepted: Sequence[tuple[Write, Tablet] | Puts]) -> None:
         """Hand what was just applied to the tails that want it."""
         fed: set[int] = set()

@@ -173,6 +173,31 @@ class StoreTablets(Reads):
         """Whether all the tablet was told is in tables; if not, `flush`, and wait for `on_progress`."""
         return self._in_flight is None and self._tablet(number).in_tables
 
+    def is_fenced(self, number: int) -> bool:
+        """Whether writes are refused, by `fence_tablet` or for the last stretch of a split or merge."""
+        return self._tablet(number).fenced
+
+    def last_seqnos(self, number: int) -> tuple[int, int]:
+        """Of the newest write of the tablet, and of its records; 0: there is none."""
+        self._end_quick_puts()
+        tablet = self._tablet(number)
+        return tablet.last_seqno, 0 if tablet.records is None else tablet.records.last_seqno
+
+    def flushed_seqnos(self, number: int) -> tuple[int, int]:
+        """As `last_seqnos`, of what is in tables."""
+        parts = [self._state.tablets[part].flushed_seqno for part in with_records(self._tablet(number))]
+        return parts[0], parts[1] if len(parts) > 1 else 0
+
+    def flush_soon(self) -> None:
+        """Freeze what is in memory and have it written to tables, if that can be done now without holding up the
+        caller; if not, ask again. Raises what `write_refusal` says."""
+        refusal = self.write_refusal()
+        if refusal is not None:
+            raise refusal
+        room = len(self.maintenance.frozen) < self.options.frozen_memtables_max
+        if self._in_flight is None and room and self.freeze_is_cheap():
+            self._freeze()
+
     # --- split ---
 
     def split_tablet(
@@ -237,7 +262,7 @@ class StoreTablets(Reads):
             self._halves(tablet, first, labels),
             token,
             last_bytes_max=self.options.memtable_bytes_max,
-            flush=self._flush_for_split,
+            flush=self.flush_soon,
             in_tables=self.in_tables,
             install=lambda split, left, right: self._install_split(split, left, right, keep_whole=keep_whole),
         )
@@ -288,7 +313,7 @@ class StoreTablets(Reads):
             self._new_tablet(number, label, 0),
             boundary,
             last_bytes_max=self.options.memtable_bytes_max,
-            flush=self._flush_for_split,
+            flush=self.flush_soon,
             in_tables=self.in_tables,
             install=self._install_merge,
         )
@@ -318,15 +343,6 @@ class StoreTablets(Reads):
             if split.outcome is not None:
                 self._splits.pop(number, None)
                 self.maintenance.schedule()
-
-    def _flush_for_split(self) -> None:
-        """Freeze what is in memory, if that can be done now; if not, it is asked for again."""
-        refusal = self.write_refusal()
-        if refusal is not None:
-            raise refusal
-        room = len(self.maintenance.frozen) < self.options.frozen_memtables_max
-        if self._in_flight is None and room and self.freeze_is_cheap():
-            self._freeze()
 
     # --- export and import ---
 
