@@ -1,15 +1,19 @@
 """Changes of shards in a running cluster: begun as the controller does it, watched in the metadata store.
 
-Each is given a job that wants it, as changes without one are ended by the controller.
+Each is given a job, as the controller ends changes that have none: one that waits for a node that never joins, so that
+the controller begins nothing by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+
+import msgspec
 
 from shardkv.control import changes
 from shardkv.control.draft import Draft
@@ -19,9 +23,25 @@ from shardkv.topology.view import Topology
 from shardkv.transport.peer import Peer
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import NOTHING, MetaTxn, Op, decode_any
+from tests.worlds.cluster import until
+from tests.worlds.history import Writer, check_scan
+from tests.worlds.hot_keys import HotKeys, check_versions
+from tests.worlds.linearizability import Register, check
+from tests.worlds.wired_cluster import WiredCluster
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0
+ROWS = 3_000
+WRITERS = 4
+KEYS = [b"0hot", b"a hot", b"hot", b"last hot", b"very hot", b"~"]
+"""Hot ones, spread over the shards in both modes."""
+SMALL = """
+[engine]
+memtable_bytes_max = 262144
+block_cache_bytes = 1048576
+table_bytes_max = 131072
+"""
+"""A configuration under which a few thousand rows already flush and compact."""
 
 
 class Meta:
@@ -60,34 +80,36 @@ class Meta:
 
     # Changes
 
-    def move(self, shard: int, target: str, **options: Any) -> str:
+    def move(self, shard: int, target: str, *, rate_bytes_s: int = 0) -> str:
         """Begin a move; the id of the change."""
 
         def draft(draft: Draft, job: int, change: str) -> None:
-            changes.begin_move(draft, draft.topology.shards[shard], target, job=job, change=change, **options)
+            changes.begin_move(
+                draft, draft.topology.shards[shard], target, job=job, change=change, rate_bytes_s=rate_bytes_s
+            )
 
-        return self._begin("move", {"shard": shard, "node": target}, draft)
+        return self._begin(draft, rate_bytes_s)
 
     def split(self, shard: int, at: TopologyBound) -> str:
         def draft(draft: Draft, job: int, change: str) -> None:
             changes.begin_split(draft, draft.topology.shards[shard], at, job=job, change=change)
 
-        return self._begin("split", {"shard": shard, "at": at}, draft)
+        return self._begin(draft)
 
     def merge(self, left: int, right: int) -> str:
         def draft(draft: Draft, job: int, change: str) -> None:
             shards = draft.topology.shards
             changes.begin_merge(draft, shards[left], shards[right], job=job, change=change)
 
-        return self._begin("merge", {"left": left, "right": right}, draft)
+        return self._begin(draft)
 
-    def _begin(self, kind: Any, asked: dict[str, Any], add: Callable[[Draft, int, str], None]) -> str:
+    def _begin(self, add: Callable[[Draft, int, str], None], rate_bytes_s: int = 0) -> str:
         change = secrets.token_hex(8)
 
         def build(topology: Topology) -> MetaTxn:
             draft = Draft(topology)
             job = max(topology.jobs, default=1_000_000) + 1
-            draft.put(f"jobs/{job}", JobDocument(job, kind, "running", asked))
+            draft.put(f"jobs/{job}", JobDocument(job, "add", asked={"node": "nobody"}, rate_bytes_s=rate_bytes_s))
             add(draft, job, change)
             return draft.txn()
 
@@ -97,16 +119,26 @@ class Meta:
     def abort(self, shard: int, change: str) -> None:
         self.transact(lambda topology: changes.abort(topology, shard, change, "A person wanted so.") or MetaTxn([], []))
 
-    def adjust(self, shard: int, change: str, *, paused: bool = False, rate_bytes_s: int = 0) -> None:
-        """Pause a change, let it go on, or give it another rate."""
+    def adjust(self, shard: int, *, paused: bool = False, rate_bytes_s: int = 0) -> None:
+        """Pause the change of a shard, let it go on, or give it another rate; the controller hands it on."""
 
         def build(topology: Topology) -> MetaTxn:
+            change = topology.shards[shard].change
+            assert change is not None
+            job = msgspec.structs.replace(
+                topology.jobs[change.job], state="paused" if paused else "planned", rate_bytes_s=rate_bytes_s
+            )
             draft = Draft(topology)
-            carrying = changes.carriers(topology, shard, change)
-            changes.adjust(draft, carrying, paused=paused, rate_bytes_s=rate_bytes_s)
+            draft.put(f"jobs/{job.id}", job)
             return draft.txn()
 
         self.transact(build)
+
+        def adjusted() -> bool:
+            change = self.shard(shard).change
+            return change is None or (change.paused, change.rate_bytes_s) == (paused, rate_bytes_s)
+
+        until(adjusted, what="the controller hands it on")
 
     def wait_over(self, shard: int, change: str, *, timeout_s: float = TIMEOUT_S) -> ShardDocument | None:
         """Until a change is over; then the document of the shard, if there still is one."""
@@ -137,3 +169,91 @@ def status_of(address: str) -> dict[str, Any]:
             await peer.close()
 
     return asyncio.run(ask())
+
+
+def still_rows() -> dict[bytes, bytes]:
+    """What nobody changes."""
+    return {b"%c-still-%05d" % (b"09afkmpsuz"[number % 10], number): b"%d" % number * 20 for number in range(ROWS)}
+
+
+class Scans(threading.Thread):
+    """Scans all the time, and looks for the rows that nobody changes."""
+
+    def __init__(self, world: WiredCluster, rows: dict[bytes, bytes]) -> None:
+        super().__init__(daemon=True)
+        self.counts = 0
+        self.surprises: list[BaseException] = []
+        self._world, self._rows = world, rows
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        try:
+            with self._world.client(timeout=20) as db:
+                while not self._ending.is_set():
+                    found = [(key, value) for key, value in db.scan() if b"-still-" in key]
+                    assert found == sorted(self._rows.items()), "a scan missed rows, or had some twice"
+                    self.counts += 1
+        except BaseException as error:
+            self.surprises.append(error)
+            raise
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join(30)
+        assert not self.surprises, self.surprises
+
+
+def check_owners(world: WiredCluster, meta: Meta) -> None:
+    """Each shard is served by its owner and nobody else, at its epoch; no tablet is left over, no change, no fence."""
+
+    def wanted() -> dict[str, dict[int, int]]:
+        shards = meta.topology().shards.values()
+        assert all(shard.change is None for shard in shards)
+        return {node: {one.id: one.epoch for one in shards if one.node == node} for node in world.nodes}
+
+    def served() -> dict[str, dict[int, int]]:
+        return {node: status_of(world.proxies[node].address)["shards"] for node in world.nodes}
+
+    until(lambda: served() == wanted(), what="every shard is served by its owner alone")
+    for node in world.nodes:
+        status = status_of(world.proxies[node].address)
+        assert status["engine"]["tablets"] == len(status["shards"]), "a tablet is left over"
+        assert {one[0] for one in status["report"]["shards"]} == status["shards"].keys()
+        assert (status["report"]["changes"], status["report"]["kept"], status["missing"]) == ([], [], {})
+
+
+class Load:
+    """Writers, clients on hot keys, and scans over rows that nobody changes: all at once, until `stop`."""
+
+    def __init__(self, world: WiredCluster, *, seed: int) -> None:
+        self._world = world
+        self.rows = still_rows()
+        with world.client(timeout=20) as db:
+            db.put_many(self.rows)
+        self.writers = [Writer(number, world.addresses, seed=seed) for number in range(WRITERS)]
+        self._hot = HotKeys(world.addresses, KEYS, seed=seed, threads=6, tasks=6)
+        self.scans = Scans(world, self.rows)
+
+    def start(self) -> None:
+        for one in (*self.writers, self._hot, self.scans):
+            one.start()
+
+    def stop(self) -> None:
+        """End it, and compare all that was told with what is there."""
+        self.scans.stop()
+        for writer in self.writers:
+            writer.stop()
+        for writer in self.writers:
+            writer.join(30)
+            assert not writer.surprises, writer.surprises
+        self._hot.stop()
+        assert not self._hot.surprises, self._hot.surprises
+        check_versions(self._hot.versions)
+        check(self._hot.operations, Register())
+        with self._world.client(timeout=20) as db:
+            assert sum(writer.check(db) for writer in self.writers)
+            found = dict(db.scan())
+            assert {key: value for key, value in found.items() if b"-still-" in key} == self.rows
+            for key in [*KEYS, *self.rows]:
+                db.delete(key)
+            check_scan(db, self.writers)

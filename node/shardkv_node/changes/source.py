@@ -159,9 +159,8 @@ class Source:
             pin.tail.on_write = None
 
     def _numbers(self, pin: TabletPin) -> MoveNumbers:
-        tablet, records = self._site.store.last_seqnos(pin.tablet)
         items, digest = pin.digest.value
-        return MoveNumbers(tablet, records, items, digest)
+        return MoveNumbers(pin.seqnos[False], pin.seqnos[True], items, digest)
 
     async def fence(self, asker: Connection, message: MoveBegin) -> MoveFenced:
         self._pinned(message)
