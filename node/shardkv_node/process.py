@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -161,6 +162,7 @@ class NodeProcess:
                 incarnation=self._identity.incarnation,
                 address=advertised(settings.bind, port, settings.advertise),
                 pid=os.getpid(),
+                host=socket.gethostname(),
             ),
         )
         log.info("node_registered name=%s incarnation=%d port=%d", settings.name, self._identity.incarnation, port)

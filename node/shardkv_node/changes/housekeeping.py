@@ -298,6 +298,11 @@ class Housekeeping:
         return sorted(self._kept)
 
     @property
+    def fenced(self) -> list[int]:
+        """Shards it answers nothing for at an epoch, until it sees a later one."""
+        return sorted({fence.shard for fence in self._site.fences.all})
+
+    @property
     def missing(self) -> dict[int, str]:
         """Shards this node owns without their data, and why."""
         return dict(self._missing)

@@ -112,6 +112,8 @@ class Reporting:
             ],
             changes=self._housekeeping.change_reports(),
             kept=self._housekeeping.kept,
+            fenced=self._housekeeping.fenced,
+            missing=sorted(self._housekeeping.missing),
             free_bytes=_free_bytes(self._store.directory),
         )
 
