@@ -23,6 +23,7 @@ import msgspec
 
 from shardkv.admin.asker import Asker
 from shardkv.client.arguments import DEFAULT_ADDRESS, to_addresses, to_column, to_timeout_s
+from shardkv.client.sync import Client
 from shardkv.control.told import Job, Keyspace, Node, Plan, Settings, Shard, Status
 from shardkv.errors import DeadlineExceeded, InvalidArgument, RemoteProtocolError
 from shardkv.topology.documents import Partition, TopologyBound
@@ -30,6 +31,8 @@ from shardkv.write_batch import Text
 
 TIMEOUT_S = 30.0
 POLL_S = 0.2
+LISTED_BYTES_MAX = 16 * 1024 * 1024
+"""Nodes tell the middle of shards that are larger."""
 
 T = TypeVar("T")
 
@@ -55,7 +58,8 @@ class Admin:
 
     def __init__(self, addresses: str | Iterable[str] = DEFAULT_ADDRESS, *, timeout: float = TIMEOUT_S) -> None:
         self._timeout_s = to_timeout_s(timeout, TIMEOUT_S)
-        self._asker = Asker(to_addresses(addresses))
+        self._addresses = addresses if isinstance(addresses, str) else list(addresses)
+        self._asker = Asker(to_addresses(self._addresses))
 
     def __enter__(self) -> Self:
         return self
@@ -186,11 +190,31 @@ class Admin:
         self, shard: int, *, at: int | Text | None = None, rate_bytes_s: int = 0, token: str | None = None
     ) -> Job:
         """Make two shards of one. `at`: where the upper one begins, a key of a range keyspace, a token (a whole number
-        below 2**64) of a hash keyspace; without it, where half of the bytes are on either side."""
-        cut: TopologyBound | None = None
-        if at is not None:
+        below 2**64) of a hash keyspace; without it, where half of the bytes are on either side.
+
+        The middle of a small shard of a range keyspace is found by listing its keys.
+        """
+        if at is None:
+            cut = self._middle_of(shard)
+        else:
             cut = at if isinstance(at, int) else to_column([at], "key")[0]
         return self._job_of("split_shard", {"shard": shard, "at": cut, "rate_bytes_s": rate_bytes_s}, token)
+
+    def _middle_of(self, number: int) -> TopologyBound | None:
+        """The key in the middle of a range shard that its node knows no middle of, for it has hardly any tables; None:
+        the cluster finds one. Raises InvalidArgument when there are too few keys."""
+        shard = next((each for each in self.shards() if each.id == number), None)
+        if shard is None or not isinstance(shard.start, bytes) or (shard.bytes or 0) >= LISTED_BYTES_MAX:
+            return None
+        stop = shard.stop if isinstance(shard.stop, bytes) else None
+        with Client(self._addresses, keyspace=shard.keyspace, timeout=self._timeout_s) as db:
+            count = int(db.count(shard.start, stop))
+            if count < 2:
+                raise InvalidArgument(
+                    f"Shard {number} has too few keys to be halved.", hint="Say at which key to split."
+                )
+            keys = list(db.scan(shard.start, stop, keys_only=True, limit=count // 2 + 1))
+        return keys[-1]
 
     def merge_shards(self, left: int, right: int, *, rate_bytes_s: int = 0, token: str | None = None) -> Job:
         """Make one shard of two neighbours; the smaller one is moved first, if they are on two nodes."""

@@ -211,9 +211,10 @@ def _bytes_of(situation: Situation, job: JobDocument, changes: list[ChangeReport
     for shard, size in planned.items():
         if shard in over:
             done += size
-        elif shard in under_way and under_way[shard].bytes_total:
+        elif shard in under_way:
             change = under_way[shard]
-            done += size * min(change.bytes_done, change.bytes_total) // change.bytes_total
+            total = max(change.bytes_total, change.bytes_done) or 1
+            done += size * change.bytes_done // total if change.bytes_total else min(size, change.bytes_done)
     return done, sum(planned.values())
 
 
