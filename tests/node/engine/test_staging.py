@@ -292,6 +292,8 @@ def test_a_term_that_rises_at_the_source_during_the_move_is_passed_on() -> None:
     newest = commit(source, tablet, [(b"k00", b"high")]).version
     move.settle()
     assert target.term > source.term
+    survivor = open_at(vfs.crash(keep_nothing), OTHER)
+    assert survivor.get_versioned(survivor.tablets_labelled(STAGED)[0], b"k00") == (b"high", newest)
     assert commit(target, move.adopt(), [(b"k00", b"higher")]).version > newest
 
 
