@@ -37,8 +37,9 @@ from shardkv.topology.documents import ShardDocument
 from shardkv.topology.view import Topology
 from shardkv.transport.admission import overloaded
 from shardkv.transport.peer import Peer
+from shardkv.transport.turn import turn_of
 from shardkv.wire.messages import OK, Op, RawReply, reply_error, sent_again
-from shardkv_router.heirs import heirs_of, parts_for_heirs
+from shardkv_router.heirs import Shared, heirs_of, parts_for_heirs, token_of, united
 from shardkv_router.links import NodeLinks
 from shardkv_router.options import RouterOptions
 from shardkv_router.part import REFUSED_PAUSE_MOST_S, Part
@@ -79,6 +80,11 @@ class Forwarder:
         self._refused: dict[Part, asyncio.TimerHandle] = {}
         """Those their node refused, and when they are sent again at the latest."""
         self._sent: set[Part | Together] = set()
+        self._turn = turn_of(self._loop)
+        self._to_heirs: list[Part] = []
+        """Those whose shard is no more, until the end of the turn."""
+        self._inherited: dict[Shared, Part] = {}
+        """Writes with tokens that went to a shard other than their own."""
         self._expiry: asyncio.TimerHandle | None = None
         self._draining = False
 
@@ -141,9 +147,27 @@ class Forwarder:
         view = heirs_of(self._topology, part.shard_id)
         if view is None:
             return False
-        for one in parts_for_heirs(part, view, self._limits.frame_bytes_max, self._end):
-            self.send(one)
+        if not self._to_heirs:
+            self._turn.defer(self._send_to_heirs)
+        self._to_heirs.append(part)
         return True
+
+    def _send_to_heirs(self) -> None:
+        """Send on what came in this turn for shards that are no more."""
+        parts, self._to_heirs = self._to_heirs, []
+        found: list[Part] = []
+        for part in parts:
+            view = heirs_of(self._topology, part.shard_id)
+            found += [part] if view is None else parts_for_heirs(part, view, self._limits.frame_bytes_max, self._end)
+        self._inherited = {token: part for token, part in self._inherited.items() if not part.finished}
+        for part in united(found, self._end):
+            token = token_of(part)
+            if token in self._inherited:
+                self._end(part, _comes_late(part))
+                continue
+            if token is not None:
+                self._inherited[token] = part
+            self.send(part)
 
     def send_together(self, node: str, together: Together) -> None:
         """Send what is for one node in one go, or, when it cannot be reached, its parts one by one."""
@@ -304,6 +328,16 @@ class Forwarder:
 def last_moment(deadline: float, now: float) -> float:
     """When to give an answer that is to arrive before `deadline`."""
     return deadline - min(DEADLINE_MARGIN_MOST_S, DEADLINE_MARGIN * max(0.0, deadline - now))
+
+
+def _comes_late(part: Part) -> ShardUnavailable:
+    """For a write whose token's other part, for a shard that was merged with its own, is on its way by itself. Sent with
+    another token it is no repetition of that."""
+    return ShardUnavailable(
+        f"Shard {part.shard_id} was merged with another while the write was on its way. Nothing was written.",
+        detail={"shard": part.shard_id},
+        hint="Retry.",
+    )
 
 
 def _may_repeat(part: Part, error: OutcomeUnknown) -> bool:

@@ -4,6 +4,9 @@ Its keys are those of the shards that were made from it, its *heirs*, and perhap
 the shards that have its keys now, and their answers become the one answer of the part. A step over a range cannot be
 told apart by keys: whoever took the step begins anew (`ShardEnded`).
 
+Two parts of one request have one token. When the shards of both were merged, they must go there as one write: sent one
+after the other, the second would pass for a repetition of the first.
+
 Invariant: the part ends once, as if its shard had answered; a write that must be of one shard, and is not any more, was
 not made, and says so.
 """
@@ -24,8 +27,21 @@ from shardkv.topology.gathering import (
     write_part,
 )
 from shardkv.topology.view import KeyspaceView, Topology
-from shardkv.wire.messages import Op, Read, ReadReply, Write, WriteReply, decode_read, decode_write, raw
+from shardkv.wire.messages import (
+    Op,
+    Read,
+    ReadReply,
+    Write,
+    WriteReply,
+    decode_read,
+    decode_write,
+    decode_write_reply,
+    raw,
+)
 from shardkv_router.part import Part
+
+End = Callable[[Part, msgspec.Raw | ShardKVError], None]
+"""Ends a part with its answer."""
 
 
 class ShardEnded(ShardUnavailable):
@@ -40,9 +56,7 @@ def heirs_of(topology: Topology, shard_id: int) -> KeyspaceView | None:
     return None
 
 
-def parts_for_heirs(
-    part: Part, view: KeyspaceView, bytes_max: int, end: Callable[[Part, msgspec.Raw | ShardKVError], None]
-) -> list[Part]:
+def parts_for_heirs(part: Part, view: KeyspaceView, bytes_max: int, end: End) -> list[Part]:
     """What to send in place of the part, or the part itself with another shard's id. Empty: it was ended by `end`.
 
     `bytes_max`: of all values of an answer.
@@ -59,9 +73,7 @@ def parts_for_heirs(
     return []
 
 
-def _read_parts(
-    part: Part, view: KeyspaceView, bytes_max: int, end: Callable[[Part, msgspec.Raw | ShardKVError], None]
-) -> list[Part]:
+def _read_parts(part: Part, view: KeyspaceView, bytes_max: int, end: End) -> list[Part]:
     read: Read = decode_read(part.payload)
     split = split_by_shard(view, read.keys)
     if len(split) == 1:
@@ -77,7 +89,7 @@ def _read_parts(
     ]
 
 
-def _write_parts(part: Part, view: KeyspaceView, end: Callable[[Part, msgspec.Raw | ShardKVError], None]) -> list[Part]:
+def _write_parts(part: Part, view: KeyspaceView, end: End) -> list[Part]:
     write: Write = decode_write(part.payload)
     if write.conditions is not None:
         return [_sent_to(part, _one_shard(view, write))]
@@ -105,6 +117,71 @@ def _one_shard(view: KeyspaceView, write: Write) -> int:
     except InvalidArgument as error:
         error.message = f"The shard was split while the write was on its way. {error.message}"
         raise
+
+
+Shared = tuple[bytes, int, int]
+"""Lane and number of a token, and the shard: at most one write with it may be under way."""
+
+
+def token_of(part: Part) -> Shared | None:
+    """What parts that must go as one have in common; None for a part that has no token."""
+    if part.op != Op.WRITE:
+        return None
+    token = decode_write(part.payload).token
+    return None if token is None else (token.lane, token.number, part.shard_id)
+
+
+def united(parts: list[Part], end: End) -> list[Part]:
+    """The same parts, but those with one token and shard as one."""
+    found: dict[Shared, list[Part]] = {}
+    alone: list[Part] = []
+    for part in parts:
+        token = token_of(part)
+        if token is None:
+            alone.append(part)
+        else:
+            found.setdefault(token, []).append(part)
+    return alone + [same[0] if len(same) == 1 else _as_one(same, end) for same in found.values()]
+
+
+def _as_one(parts: list[Part], end: End) -> Part:
+    """One write with the operations of all of these, each of which ends with what became of its own."""
+    writes: list[Write] = [decode_write(part.payload) for part in parts]
+    counts = [len(write.keys) for write in writes]
+
+    def done(answer: msgspec.Raw | ShardKVError) -> None:
+        at = 0
+        for part, count in zip(parts, counts, strict=True):
+            end(part, _share(answer, at, count))
+            at += count
+
+    whole = Write(
+        token=writes[0].token,
+        conditions=None,
+        kinds=b"".join(_each_kind(write) for write in writes),
+        keys=[key for write in writes for key in write.keys],
+        values=[value for write in writes for value in write.values],
+        want_existed=writes[0].want_existed,
+        ttl_ms=writes[0].ttl_ms,
+    )
+    one = Part(Op.WRITE, raw(whole), parts[0].shard_id, parts[0].deadline, done)
+    one.doubt = next((part.doubt for part in parts if part.doubt is not None), None)
+    return one
+
+
+def _each_kind(write: Write) -> bytes:
+    return bytes((write.kinds,)) * len(write.keys) if isinstance(write.kinds, int) else write.kinds
+
+
+def _share(answer: msgspec.Raw | ShardKVError, at: int, count: int) -> msgspec.Raw | ShardKVError:
+    """Of the answer to the whole, what is said of `count` operations from `at` on."""
+    if isinstance(answer, ShardKVError):
+        return answer
+    try:
+        told: WriteReply = decode_write_reply(answer)
+    except InvalidArgument:
+        return answer
+    return raw(WriteReply(told.results[at : at + count], told.version, told.problems))
 
 
 def _sent_to(part: Part, shard_id: int) -> Part:

@@ -146,6 +146,47 @@ def test_a_write_with_conditions_that_is_no_longer_of_one_shard_is_not_made() ->
     run(story)
 
 
+def test_two_parts_of_one_write_go_as_one_to_the_shard_that_theirs_were_merged_into() -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        node.answers = ended
+        async with router_world(node, partition="hash", shards=2) as world:
+            token = Token(LANE, 5)
+            first = world.send(
+                Op.WRITE, shard=1, payload=raw(Write(token, None, 1, [b"a", b"b"], [b"1", b"2"], want_existed=False))
+            )
+            second = world.send(
+                Op.WRITE, shard=2, payload=raw(Write(token, None, bytes([2]), [b"c"], [b""], want_existed=False))
+            )
+            await until(lambda: len(node.asked) >= 2)
+            world.replace([1, 2], {7: (0, None, "node-1")})
+            assert decode_write_reply(ok(await first.answer())).results == bytes(2)
+            assert decode_write_reply(ok(await second.answer())).results == bytes(1)
+            (asked,) = [request for request in node.asked if request.shard == 7]
+            told = decode_write(asked.payload)
+            rows = sorted(zip(told.keys, told.values, told.kinds, strict=True))
+            assert rows == [(b"a", b"1", 1), (b"b", b"2", 1), (b"c", b"", 2)]
+            assert (told.token.lane, told.token.number) == (LANE, 5)
+
+    run(story)
+
+
+def test_a_part_whose_other_half_is_on_its_way_by_itself_is_not_sent_as_its_repetition() -> None:
+    async def story() -> None:
+        node = Node("node-1")
+        async with router_world(node, partition="hash", shards=2) as world:
+            node.answers = hold
+            token = Token(LANE, 5)
+            world.replace([1, 2], {7: (0, None, "node-1")})
+            world.send(Op.WRITE, shard=1, payload=raw(Write(token, None, 1, [b"a"], [b"1"], want_existed=False)))
+            await until(lambda: node.asked)
+            late = world.send(Op.WRITE, shard=2, payload=raw(Write(token, None, 1, [b"c"], [b"3"], want_existed=False)))
+            assert isinstance(await late.answer(), ShardUnavailable)
+            assert len(node.asked) == 1
+
+    run(story)
+
+
 def test_a_part_finds_the_shard_its_own_was_merged_into_also_after_two_merges() -> None:
     async def story() -> None:
         node = Node("node-1")
