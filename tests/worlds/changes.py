@@ -216,10 +216,15 @@ def check_owners(world: WiredCluster, meta: Meta) -> None:
 
     until(lambda: served() == wanted(), what="every shard is served by its owner alone")
     for node in world.nodes:
-        status = status_of(world.proxies[node].address)
-        assert status["engine"]["tablets"] == len(status["shards"]), "a tablet is left over"
+        address = world.proxies[node].address
+        until(lambda: _has_only_its_own(status_of(address)), what=f"{node} has no tablet left over")  # noqa: B023
+        status = status_of(address)
         assert {one[0] for one in status["report"]["shards"]} == status["shards"].keys()
         assert (status["report"]["changes"], status["report"]["kept"], status["missing"]) == ([], [], {})
+
+
+def _has_only_its_own(status: dict[str, Any]) -> bool:
+    return bool(status["engine"]["tablets"] == len(status["shards"]))
 
 
 class Load:
