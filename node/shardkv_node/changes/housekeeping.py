@@ -211,8 +211,9 @@ class Housekeeping:
     async def _adopt(self, step: Adopt, number: int) -> None:
         role = "owner" if self._is_parent(step.label) else "target"
         reached(f"{role}.adopt")
+        began = monotonic()
         await self._site.between_groups(partial(self._site.store.adopt_staging, number, step.label))
-        log.info("tablet_adopted label=%s", step.label.decode())
+        log.info("tablet_adopted label=%s ms=%.1f", step.label.decode(), 1000 * (monotonic() - began))
         reached(f"{role}.serve")
 
     def _is_parent(self, label: bytes) -> bool:

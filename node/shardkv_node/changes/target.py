@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 from functools import partial
+from itertools import pairwise
 from time import monotonic
 
 import msgspec
@@ -223,18 +224,30 @@ class Target:
         self.progress.phase = "fence"
         reached("target.fence")
         self._fencing = True
+        times = [monotonic()]
         await link.fence()
+        times.append(monotonic())
         numbers: MoveNumbers | None = None
         while numbers is None:
             reply = await link.tail(staging.applied)
             await self._apply(staging, reply)
             numbers = reply.numbers
         self._compare(staging, numbers)
+        times.append(monotonic())
         await self._site.synced()
+        times.append(monotonic())
         self.progress.phase = "commit"
         reached("target.commit")
         committed = await self._site.settler.commit(self._shard, self.work.change.id, role="target")
-        log.info("move_ended change=%s shard=%d committed=%s", self.work.change.id, self._shard, committed)
+        times.append(monotonic())
+        log.info(
+            "move_ended change=%s shard=%d committed=%s rounds=%d fence_ms=%.1f tail_ms=%.1f sync_ms=%.1f commit_ms=%.1f",
+            self.work.change.id,
+            self._shard,
+            committed,
+            self.progress.rounds,
+            *(1000 * (after - before) for before, after in pairwise(times)),
+        )
 
     def _compare(self, staging: Staging, theirs: MoveNumbers) -> None:
         """Raises StorageError when the two nodes do not have the same."""
