@@ -9,7 +9,7 @@ import pytest
 from shardkv.config import load_config
 from shardkv.errors import LaunchError
 from shardkv.launcher.plan import Plan, make_plan, process_specs
-from shardkv.launcher.state import ClusterFile, Layout
+from shardkv.launcher.state import ClusterFile, Layout, ProcessesFile, ProcessRecord
 from shardkv.launcher.summary import Started, summary
 
 MADE = ClusterFile(nodes=2, partition="range", shards=3, split_at=["g", "p"], port=7500, meta_port=17500)
@@ -34,7 +34,10 @@ def test_asking_for_what_it_is_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"cluster__nodes": 3}, "was made with 2 nodes; the number of nodes cannot be changed yet"),
+        (
+            {"cluster__nodes": 3},
+            "2 nodes; --nodes does not change that. Leave it out: once the cluster is up, `shardkv cluster add-node`",
+        ),
         ({"cluster__nodes": 1}, "was made with 2 nodes"),
         ({"cluster__shards": 8}, "partition range and 3 shards, split at g, p; these are fixed"),
         ({"cluster__partition": "hash"}, "partition range and 3 shards"),
@@ -46,6 +49,26 @@ def test_another_shape_than_it_was_made_in_is_refused(tmp_path: Path, options: d
         plan(tmp_path, MADE, **options)
     assert said in str(caught.value)
     assert "--data-dir" in str(caught.value)
+
+
+def test_nodes_that_were_added_and_removed_since_are_remembered(tmp_path: Path) -> None:
+    records = [
+        ProcessRecord(name=name, role="node", command=[], pid=0, birth="", state="stopped")
+        for name in ("node-1", "node-7")
+    ]
+    before = ProcessesFile(bind="127.0.0.1", processes=records, removed=["node-2"])
+    config = load_config(None, {"cluster.nodes": 2})
+    known = make_plan(config, Layout(tmp_path), MADE, None, before)
+    assert known.nodes == ("node-1", "node-7")
+    assert [spec.name for spec in process_specs(known)] == ["meta", "node-1", "node-7", "router-1"]
+    more = ProcessesFile(bind="127.0.0.1", processes=records)
+    assert make_plan(load_config(None, {"cluster.nodes": 3}), Layout(tmp_path), MADE, None, more).nodes == (
+        "node-1",
+        "node-2",
+        "node-7",
+    )
+    with pytest.raises(LaunchError, match="and has 3 now"):
+        make_plan(load_config(None, {"cluster.nodes": 4}), Layout(tmp_path), MADE, None, more)
 
 
 def test_only_routers_listen_where_others_can_reach_them(tmp_path: Path) -> None:
