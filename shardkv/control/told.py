@@ -205,16 +205,16 @@ def _bytes_of(situation: Situation, job: JobDocument, changes: list[ChangeReport
     over = {*job.done, *job.skipped}
     under_way = {change.shard: change for change in changes}
     planned = {move.shard: move.bytes for move in job.moves}
-    for shard in under_way.keys() - planned.keys():
-        planned[shard] = max(under_way[shard].bytes_total, situation.bytes_of(shard))
+    for shard, change in under_way.items():
+        planned[shard] = max(planned.get(shard, 0), change.bytes_total, situation.bytes_of(shard))
     done = 0
     for shard, size in planned.items():
         if shard in over:
             done += size
         elif shard in under_way:
             change = under_way[shard]
-            total = max(change.bytes_total, change.bytes_done) or 1
-            done += size * change.bytes_done // total if change.bytes_total else min(size, change.bytes_done)
+            part = change.bytes_done / change.bytes_total if change.bytes_total else 0.0
+            done += min(size, int(size * part) or change.bytes_done)
     return done, sum(planned.values())
 
 

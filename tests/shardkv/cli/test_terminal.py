@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shardkv import Admin
 from shardkv.cli.exporting import as_line
+from tests.worlds.cluster import cluster_world, until
 
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -145,3 +147,36 @@ def test_delete_range_asks_and_takes_no_for_an_answer(tmp_path, router):
             shown.wait_for("2 keys deleted" if code == 0 else "Nothing was deleted")
             assert shown.process.wait(15) == code
         assert len(router.store) == left
+
+
+def test_a_job_shows_a_bar_and_goes_on_when_the_watching_is_interrupted(tmp_path):
+    with cluster_world(tmp_path, "--nodes", "2", "--shards", "2") as world, Admin(world.address) as admin:
+        with world.client() as db:
+            db.put_many({f"{number:04d}": "x" * 4000 for number in range(1500)})
+        until(lambda: (admin.shards()[0].bytes or 0) > 2_000_000, what="the node has measured it")
+        shard = admin.shards()[0]
+        other = "node-1" if shard.node == "node-2" else "node-2"
+        command = ["shard", "move", str(shard.id), other, "--rate", "0.2", "--router", world.address]
+        with terminal(*command, home=tmp_path) as shown:
+            shown.wait_for(r"Plan: 1 shard with [\d.]+ MB to move, in about \d+ s")
+            shown.wait_for(r"job 1 move 0/1 shards running: ship .*%.*/s")
+            shown.process.send_signal(signal.SIGINT)
+            shown.wait_for(r"Job 1 goes on; `shardkv job cancel 1` would end it")
+            assert shown.process.wait(10) == 130
+        assert admin.job(1).state == "running"
+        admin.set_job_rate(1, 1_000_000_000)
+        with terminal("job", "watch", "1", "--router", world.address, home=tmp_path) as shown:
+            shown.wait_for(r"Job 1 \(move\) is done", timeout_s=60)
+            assert shown.process.wait(10) == 0
+
+
+def test_dropping_a_keyspace_asks_and_takes_no_for_an_answer(tmp_path):
+    with cluster_world(tmp_path, "--nodes", "1", "--shards", "1") as world, Admin(world.address) as admin:
+        for answer, left in (("n", ["default", "people"]), ("y", ["default"])):
+            if answer == "n":
+                admin.create_keyspace("people", shards=1)
+            with terminal("keyspace", "drop", "people", "--router", world.address, home=tmp_path) as shown:
+                shown.wait_for("All data of keyspace people will be deleted for good")
+                shown.type(f"{answer}\r")
+                assert shown.process.wait(20) == (130 if answer == "n" else 0)
+            assert [each.name for each in admin.keyspaces()] == left
