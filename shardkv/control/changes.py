@@ -26,9 +26,9 @@ from shardkv.topology.documents import (
 from shardkv.topology.view import Topology
 from shardkv.wire.messages import MetaTxn
 
-PARENTS_MAX = 16
-"""Ancestors a shard lists. A node that missed more splits and merges than that keeps what it has of older ones, and
-reports it."""
+PARENTS_MAX = 64
+"""Ancestors a shard lists, until the controller finds that nobody has a tablet of them. A node that missed more splits
+and merges than that keeps what it has of older ones, and reports it."""
 
 
 # Begin
@@ -151,7 +151,7 @@ def commit(topology: Topology, shard_id: int, change_id: str) -> MetaTxn | None:
     Requires: every staging is complete, compared with the fenced source, and synced.
     """
     found = carriers(topology, shard_id, change_id)
-    if not found:
+    if not found or any(shard.change is None or shard.change.id != change_id for shard in found):
         return None
     draft = Draft(topology)
     for shard in found:

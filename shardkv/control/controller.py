@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shardkv.control import keyspaces
 from shardkv.control.changes import adjust, carriers, draft_abort
 from shardkv.control.draft import Draft
@@ -20,11 +22,12 @@ from shardkv.control.jobs import ACTIVE, ENDED
 from shardkv.control.reports import ChangeReport, NodeReport
 from shardkv.control.resizing import Resizing
 from shardkv.control.situation import Heard, Situation
-from shardkv.topology.documents import JOBS, JobDocument, ShardDocument
+from shardkv.topology.documents import JOBS, SHARDS, Change, JobDocument, ShardDocument
 from shardkv.topology.view import Topology
 from shardkv.wire.messages import MetaTxn
 
 ABORTS_MAX = 40
+FORGOTTEN_MAX = 40
 """In one transaction."""
 
 
@@ -49,6 +52,7 @@ class Controller:
         situation = self._situation(topology, now_ms)
         txns = [txn for txn in (keyspaces.place_default(topology), keyspaces.place_piece(topology)) if txn]
         txns += self._drop_keyspaces(situation)
+        txns += self._forget_parents(situation)
         txns += self._tend_changes(situation)
         for job in sorted(topology.jobs.values(), key=lambda each: each.id):
             txn = JobRun(situation, job, wall_ms, self.new_change_id).txn()
@@ -70,8 +74,25 @@ class Controller:
         topology = situation.topology
         if not any(keyspace.dropped for keyspace in topology.keyspace_documents.values()):
             return []
-        txn = keyspaces.drop_piece(topology, holders=situation.holders(), unheard=situation.unheard())
+        dropped = [f"{SHARDS}{shard.id}" for shard in topology.shards.values() if shard.dropped]
+        newest = max(map(topology.revision_of, dropped), default=0)
+        txn = keyspaces.drop_piece(topology, holders=situation.holders(), unheard=situation.unheard(newest))
         return [txn] if txn is not None else []
+
+    def _forget_parents(self, situation: Situation) -> list[MetaTxn]:
+        """Shards no longer list parents of which no node has a tablet, nor any job is about."""
+        topology = situation.topology
+        listing = [shard for shard in topology.shards.values() if shard.parents and shard.change is None]
+        if not listing:
+            return []
+        asked = {number for job in topology.jobs.values() if job.state not in ENDED for number in _shards_of(job)}
+        named = situation.holders().keys() | asked
+        draft = Draft(topology)
+        for shard in listing[:FORGOTTEN_MAX]:
+            parents = [parent for parent in shard.parents if parent in named]
+            if parents != shard.parents and not situation.unheard(topology.revision_of(f"{SHARDS}{shard.id}")):
+                draft.put_shard(msgspec.structs.replace(shard, parents=parents))
+        return [draft.txn()] if draft else []
 
     # Changes under way
 
@@ -86,7 +107,7 @@ class Controller:
             if change.id in seen:
                 continue
             carrying = carriers(topology, shard.id, change.id)
-            seen[change.id] = self._progress_of(situation, change.id)
+            seen[change.id] = self._progress_of(situation, change)
             problem = why_abort(situation, shard, seen[change.id][1])
             job = topology.jobs.get(change.job)
             if problem and len(aborts) < ABORTS_MAX:
@@ -98,16 +119,17 @@ class Controller:
         self._progress = seen
         return [draft.txn() for draft in (aborts, adjusted) if draft]
 
-    def _progress_of(self, situation: Situation, change_id: str) -> tuple[object, int]:
-        """What is known of a change, and since when nothing new of it came."""
-        found = [
+    def _progress_of(self, situation: Situation, change: Change) -> tuple[object, int]:
+        """What is known of a change, and since when nothing new of it came. Being let go on is something new."""
+        reported = [
             (heard.report.name, each.phase, each.bytes_done, each.lag)
             for heard in situation.heard.values()
             if heard.report is not None
             for each in heard.report.changes
-            if each.id == change_id
+            if each.id == change.id
         ]
-        before = self._progress.get(change_id)
+        found = (change.paused, reported)
+        before = self._progress.get(change.id)
         return before if before is not None and before[0] == found else (found, situation.now_ms)
 
 
@@ -139,6 +161,10 @@ def progress_of(topology: Topology, reports: Iterable[NodeReport], job: JobDocum
     """What nodes report of the changes of a job, for people who watch it."""
     of_job = {shard.change.id for shard in changing(topology) if shard.change and shard.change.job == job.id}
     return [change for report in reports for change in report.changes if change.id in of_job]
+
+
+def _shards_of(job: JobDocument) -> list[int]:
+    return [job.asked[name] for name in ("shard", "left", "right") if name in job.asked]
 
 
 def _forget(topology: Topology) -> MetaTxn | None:

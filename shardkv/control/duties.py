@@ -125,14 +125,14 @@ def duties(
     fences: Iterable[Fence],
     *,
     revision_seen: int = 0,
-) -> list[Step]:
+) -> list[Step] | None:
     """The steps of `node`, which has tablets with these labels and these fences, at its start number `incarnation`.
 
     `revision_seen`: the highest store revision the node knows it has acted on. A store that is behind it is an old
-    copy: then the answer is empty, and the node goes on as before.
+    copy: then the answer is None, and the node goes on as before.
     """
     if topology.revision < revision_seen:
-        return []
+        return None
     return _Duties(node, incarnation, topology, labels, fences).steps()
 
 

@@ -20,8 +20,6 @@ from shardkv.wire.messages import MetaTxn
 
 JOBS_MAX = 2
 """Of this kind at once."""
-LOPSIDED = 20
-"""A shard so many times as large as the sibling it was split from holds its bytes under one token, most likely."""
 RETRY_MS = 600_000
 """A shard whose split or merge failed is left alone for so long."""
 
@@ -68,7 +66,8 @@ def _spoken_for(situation: Situation, wall_ms: int) -> set[int]:
 
 
 def _too_large(situation: Situation) -> Iterator[tuple[ShardDocument, str]]:
-    """Shards to split, and by what; the largest first."""
+    """Shards to split, and by what; the largest first. Only where its node knows a token that halves it: a shard that
+    holds its bytes under one token would be split for ever."""
     settings, topology = situation.settings, situation.topology
     if not settings.auto_split:
         return
@@ -76,25 +75,12 @@ def _too_large(situation: Situation) -> Iterator[tuple[ShardDocument, str]]:
         report = situation.report_of(shard.id)
         if report is None or shard.dropped or shard.keyspace not in topology.keyspaces:
             continue
-        if report.bytes >= settings.split_bytes and not _is_of_one_token(situation, shard):
+        if report.middle is None or not _inside(shard, report.middle):
+            continue
+        if report.bytes >= settings.split_bytes:
             yield shard, "size"
-        elif report.ops_s >= settings.split_ops_s and not _is_of_one_token(situation, shard):
+        elif report.ops_s >= settings.split_ops_s:
             yield shard, "load"
-
-
-def _is_of_one_token(situation: Situation, shard: ShardDocument) -> bool:
-    """Whether splitting it would likely leave one half empty, as it did before."""
-    report = situation.report_of(shard.id)
-    if report is not None and report.middle is not None:
-        return not _inside(shard, report.middle)
-    if isinstance(shard.start, bytes):
-        return True
-    siblings = [
-        each
-        for each in situation.topology.keyspaces[shard.keyspace].shards
-        if each.id != shard.id and shard.parents and each.parents[:1] == shard.parents[:1]
-    ]
-    return any(situation.bytes_of(each.id) * LOPSIDED < situation.bytes_of(shard.id) for each in siblings)
 
 
 def _inside(shard: ShardDocument, at: int | bytes) -> bool:

@@ -85,21 +85,14 @@ class Situation:
                 found[number].add(name)
         return found
 
-    def unheard(self) -> set[str]:
+    def unheard(self, revision: int) -> set[str]:
         """Nodes that may hold tablets nobody knows of: not removed, and they have not reported, in their present life,
-        that they carried out the newest drop."""
-        newest = max(
-            (
-                self.topology.revision_of(f"shards/{shard.id}")
-                for shard in self.topology.shards.values()
-                if shard.dropped
-            ),
-            default=0,
-        )
+        that they carried out a topology of this revision or a newer one."""
         return {
             name
             for name, node in self.topology.nodes.items()
-            if wish_for(self.topology, name) != "removed" and not self._has_carried_out(name, node.incarnation, newest)
+            if wish_for(self.topology, name) != "removed"
+            and not self._has_carried_out(name, node.incarnation, revision)
         }
 
     def _has_carried_out(self, name: str, incarnation: int, revision: int) -> bool:

@@ -136,6 +136,9 @@ class NodeDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     pid: int
     host: str = ""
     """Name of its machine."""
+    start_id: str = ""
+    """Drawn at random at each start. A directory knows the ids it drew since the last one it saw registered: a store
+    that shows another one has been there with a later state of this directory (see CHANGES.md, no-old-directory)."""
 
 
 class RouterDocument(msgspec.Struct, frozen=True):
