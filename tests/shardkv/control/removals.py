@@ -115,5 +115,24 @@ BACKED_UP: dict[str, Removal] = {
 }
 """Rules that another one backs up: nothing happens without one of them."""
 
-NOTICED_AT: dict[str, tuple[int, ...]] = {}
+NOTICED_AT: dict[str, tuple[int, ...]] = {
+    "compared": (0, 3),
+    "both-carriers": (45, 27),
+    "epoch-up": (3, 23),
+    "settled-by-txn": (5, 4),
+    "read-first": (0, 2),
+    "forward": (4, 14),
+    "fence-reads": (6, 10),
+    "fence-stays": (1, 0),
+    "fence-durable with new-life": (0, 4),
+    "fence-drains": (2, 1),
+    "change-named": (13, 19),
+    "fresh-round": (32, 15),
+    "whole-data": (18, 16),
+    "numbers-agree": (2, 5),
+    "synced-first": (0, 8),
+    "word-of-the-store": (1, 0),
+    "superseded": (1, 2),
+    "no-old-directory": (5, 7),
+}
 """Seeds at which each was noticed when this was written: they make the default run short."""

@@ -122,7 +122,7 @@ def test_a_node_that_is_away_with_the_only_copy_is_waited_for_unless_the_loss_is
     play.tick(3)
     assert play.counts() == {"n2": 4}
     lost = next(shard for shard in play.book.topology.shards.values() if shard.source == "n1")
-    assert (lost.owned_since, lost.epoch, lost.last_change) == (2, 2, "")
+    assert (lost.owned_since, lost.epoch, lost.last_change) == (3, 3, "")
 
 
 def test_the_last_node_cannot_be_removed() -> None:
