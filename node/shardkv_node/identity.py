@@ -1,7 +1,9 @@
 """Who a node is across restarts: its name, cluster and incarnation, in `node.json` of its data directory.
 
 Invariant: the incarnation on disk is raised (durably) before the metadata store is asked to raise its own, so the
-store is never ahead of an honest directory; a directory that is behind the store is an old copy.
+store is never ahead of an honest directory; a directory that is behind the store is an old copy. One that is started
+again and again catches up, so each start draws an id as well, and the file lists those drawn since the last start that
+was registered, that one included: a store that shows another id has seen a later state of this directory.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     cluster_id: str | None
     incarnation: int
+    start_ids: list[str] = []
+    """Of the last start known to be registered, and of those after it; the last one is of the latest start."""
 
 
 class NodeIdentity:
@@ -45,6 +49,16 @@ class NodeIdentity:
     @property
     def incarnation(self) -> int:
         return self._file.incarnation
+
+    @property
+    def start_id(self) -> str:
+        """Of this start. Requires: it has begun."""
+        return self._file.start_ids[-1]
+
+    @property
+    def start_ids(self) -> list[str]:
+        """What the registered start, if it was one of this directory, is known by."""
+        return self._file.start_ids
 
     def _load(self, name: str) -> NodeFile:
         if not self._vfs.exists(self._path):
@@ -69,10 +83,15 @@ class NodeIdentity:
         return found
 
     def begin(self) -> int:
-        """Raise the incarnation on disk for this start and return the one before."""
+        """Raise the incarnation on disk for this start, draw its id, and return the incarnation before."""
         before = self._file.incarnation
-        self._store(msgspec.structs.replace(self._file, incarnation=before + 1))
+        start_ids = [*self._file.start_ids, os.urandom(8).hex()]
+        self._store(msgspec.structs.replace(self._file, incarnation=before + 1, start_ids=start_ids))
         return before
+
+    def registered(self) -> None:
+        """Remember that this start is registered: what was drawn before it says nothing any more."""
+        self._store(msgspec.structs.replace(self._file, start_ids=self._file.start_ids[-1:]))
 
     def join(self, cluster_id: str, incarnation: int) -> None:
         """Remember the cluster and the incarnation the metadata store gave.

@@ -163,8 +163,11 @@ class NodeProcess:
                 address=advertised(settings.bind, port, settings.advertise),
                 pid=os.getpid(),
                 host=socket.gethostname(),
+                start_id=self._identity.start_id,
             ),
+            self._identity.start_ids,
         )
+        self._identity.registered()
         log.info("node_registered name=%s incarnation=%d port=%d", settings.name, self._identity.incarnation, port)
         await self._meta.follow(self._follow)
 

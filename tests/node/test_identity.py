@@ -27,3 +27,15 @@ def test_a_directory_stays_with_its_cluster_and_its_node(tmp_path: Path) -> None
         again.join("cluster-b", 2)
     with pytest.raises(StoreMismatch, match="belongs to node 'node-1', not to 'node-2'"):
         NodeIdentity(str(tmp_path), "node-2")
+
+
+def test_a_directory_knows_the_starts_it_drew_since_the_last_one_that_was_registered(tmp_path: Path) -> None:
+    drawn = []
+    for _ in range(3):
+        identity = NodeIdentity(str(tmp_path), "node-1")
+        identity.begin()
+        drawn.append(identity.start_id)
+    assert len(set(drawn)) == 3
+    assert NodeIdentity(str(tmp_path), "node-1").start_ids == drawn
+    identity.registered()
+    assert NodeIdentity(str(tmp_path), "node-1").start_ids == drawn[-1:]

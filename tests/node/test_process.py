@@ -228,7 +228,8 @@ def test_a_node_ends_when_a_later_start_of_it_is_registered(tmp_path: Path) -> N
             await world.serving()
             async with meta_client(world.meta.address) as client:
                 store_id = world.node._store.store_id.hex()
-                await register_node(client, NodeDocument("node-1", store_id, 99, "127.0.0.1:1", 1))
+                later = NodeDocument("node-1", store_id, 99, "127.0.0.1:1", 1, start_id="later")
+                await register_node(client, later, world.node._identity.start_ids)
             with pytest.raises(StoreMismatch, match="A later start"):
                 await world.running
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from shardkv.errors import (
@@ -182,6 +183,20 @@ def test_an_old_copy_of_a_directory_is_refused(tmp_path: Path, incarnation: int)
             await register_node(client, node_document("node-1", incarnation=5, pid=1))
             with pytest.raises(StoreMismatch, match="old copy"):
                 await register_node(client, node_document("node-1", incarnation=incarnation, pid=2))
+
+    run(story, tmp_path)
+
+
+def test_an_old_copy_that_counted_its_starts_past_the_store_is_refused(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world, meta_client(world.address) as client:
+            for start, before in (("one", []), ("two", ["one"])):
+                document = msgspec.structs.replace(node_document("node-1", incarnation=len(before) + 1), start_id=start)
+                await register_node(client, document, [*before, start])
+            copy = msgspec.structs.replace(node_document("node-1", incarnation=7), start_id="seven")
+            with pytest.raises(StoreMismatch, match="old copy"):
+                await register_node(client, copy, ["one", "two of the copy", "seven"])
+            await register_node(client, copy, ["two", "three, not registered", "seven"])
 
     run(story, tmp_path)
 
