@@ -49,7 +49,7 @@ class RouterSettings:
     port: int
     advertise: str | None
     reuse_port: bool
-    """Share the port with the other routers of this machine."""
+    """Share the port with the other routers of this machine; each then has one of its own as well."""
     options: RouterOptions
     limits: Limits
 
@@ -99,8 +99,9 @@ class RouterProcess:
     async def _serve(self) -> None:
         settings = self._settings
         await self._placed.wait()
-        own_port = await self._listen(0, reuse_port=False)
-        await self._listen(settings.port, reuse_port=settings.reuse_port)
+        own_port = await self._listen(0, reuse_port=False) if settings.reuse_port else 0
+        port = await self._listen(settings.port, reuse_port=settings.reuse_port)
+        own_port = own_port or port
         self._registered = await register_router(
             self._meta,
             RouterDocument(
@@ -109,7 +110,7 @@ class RouterProcess:
                 pid=os.getpid(),
             ),
         )
-        log.info("router_serving name=%s port=%d own_port=%d", settings.name, settings.port, own_port)
+        log.info("router_serving name=%s port=%d own_port=%d", settings.name, port, own_port)
 
     async def _sign_off(self) -> None:
         """Take this router's address back; when the store is away the address just stays listed."""
