@@ -52,6 +52,11 @@ def check_bind(host: str, *, insecure: bool) -> None:
         )
 
 
+def check_advertise(bind: str, advertise: str | None) -> None:
+    """Raises InvalidArgument when others would not know where to connect: `advertised`, before there is a port."""
+    advertised(bind, 0, advertise)
+
+
 def advertised(bind: str, port: int, advertise: str | None) -> str:
     """The address others should use: `advertise` is HOST, or HOST:PORT where something forwards another port here.
 

@@ -20,7 +20,7 @@ def node() -> None:
 
 @node.command()
 @click.option("--name", required=True, help="The node's name in the cluster; it belongs to its data directory.")
-@click.option("--meta", required=True, metavar="HOST:PORT", help="Where the metadata process is.")
+@click.option("--meta", required=True, metavar="HOST:PORT,...", help="Where the metadata processes are.")
 @click.option("--data-dir", required=True, metavar="DIR", help="Where the data is kept.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
@@ -53,7 +53,7 @@ def run(
 
     from shardkv.config import load_config
     from shardkv.logs import configure_logging
-    from shardkv.programs import check_bind, guarded
+    from shardkv.programs import check_advertise, check_bind, guarded
     from shardkv_node.engine.options import Options
     from shardkv_node.process import NodeSettings, run_node
 
@@ -70,6 +70,7 @@ def run(
         )
         cluster, limits = config.cluster, config.limits
         check_bind(cluster.bind, insecure=cluster.insecure)
+        check_advertise(cluster.bind, cluster.advertise or None)
         configure_logging(name, log_file=Path(log_file) if log_file else None, **msgspec.structs.asdict(config.logs))
         engine = Options(
             **msgspec.structs.asdict(config.engine),

@@ -20,7 +20,7 @@ def router() -> None:
 
 @router.command()
 @click.option("--name", required=True, help="The router's name in the cluster.")
-@click.option("--meta", required=True, metavar="HOST:PORT", help="Where the metadata process is.")
+@click.option("--meta", required=True, metavar="HOST:PORT,...", help="Where the metadata processes are.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port for clients.  [default: 7400]")
 @click.option("--advertise", metavar="HOST[:PORT]", help="How others reach it.  [default: the bound address]")
@@ -49,7 +49,7 @@ def run(
 
     from shardkv.config import load_config
     from shardkv.logs import configure_logging
-    from shardkv.programs import check_bind, guarded
+    from shardkv.programs import check_advertise, check_bind, guarded
     from shardkv_router.options import RouterOptions
     from shardkv_router.process import RouterSettings, run_router
 
@@ -65,6 +65,7 @@ def run(
         )
         cluster = config.cluster
         check_bind(cluster.bind, insecure=cluster.insecure)
+        check_advertise(cluster.bind, cluster.advertise or None)
         configure_logging(name, log_file=Path(log_file) if log_file else None, **msgspec.structs.asdict(config.logs))
         return run_router(
             RouterSettings(

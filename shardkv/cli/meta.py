@@ -28,6 +28,7 @@ def meta() -> None:
 @click.option("--name", default="meta", show_default=True, help="Of this process, where several serve one etcd.")
 @click.option("--bind", metavar="HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", default=7401, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--advertise", metavar="HOST[:PORT]", help="How others reach it.  [default: the bound address]")
 @click.option("--nodes", type=int, help="Nodes that must have registered before shards are placed.  [default: 3]")
 @click.option("--partition", type=click.Choice(["hash", "range"]), help="How keys become shards.  [default: hash]")
 @click.option("--shards", type=int, help="Shards of the default keyspace.  [default: 16]")
@@ -41,6 +42,7 @@ def run(
     name: str,
     bind: str | None,
     port: int,
+    advertise: str | None,
     nodes: int | None,
     partition: str | None,
     shards: int | None,
@@ -62,7 +64,7 @@ def run(
     from shardkv.logs import configure_logging
     from shardkv.metadata.process import MetaOptions, run_meta
     from shardkv.metadata.stores import parse_store
-    from shardkv.programs import check_bind, guarded
+    from shardkv.programs import check_advertise, check_bind, guarded
     from shardkv.topology.documents import ClusterDocument
 
     def start() -> int:
@@ -71,6 +73,7 @@ def run(
             {
                 "metadata.store": store,
                 "cluster.bind": bind,
+                "cluster.advertise": advertise,
                 "cluster.nodes": nodes,
                 "cluster.partition": partition,
                 "cluster.shards": shards,
@@ -80,6 +83,7 @@ def run(
         )
         cluster = config.cluster
         check_bind(cluster.bind, insecure=cluster.insecure)
+        check_advertise(cluster.bind, cluster.advertise or None)
         configure_logging(name, log_file=Path(log_file) if log_file else None, **msgspec.structs.asdict(config.logs))
         asked = ClusterDocument(
             cluster_id="",
@@ -94,6 +98,7 @@ def run(
             data_dir=Path(data_dir) if data_dir is not None else None,
             bind=cluster.bind,
             port=port,
+            advertise=cluster.advertise or None,
             asked=asked,
             lease_s=config.metadata.lease_ms / 1000,
             limits=config.limits,

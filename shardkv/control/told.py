@@ -12,7 +12,7 @@ import msgspec
 
 from shardkv.control.controller import progress_of
 from shardkv.control.jobs import ENDED
-from shardkv.control.keyspaces import wish_for
+from shardkv.control.keyspaces import starter_of, wish_for
 from shardkv.control.planner import ASSUMED_BYTES_S
 from shardkv.control.planner import Plan as MovesPlan
 from shardkv.control.reports import ChangeReport, ShardReport
@@ -155,7 +155,7 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     jobs: list[Job]
     """Those that have not ended."""
     meta: list[str] = []
-    """Addresses of metadata processes, as far as they are known: of the one that leads."""
+    """Addresses of the metadata processes."""
     advice: list[str] = []
     """What to do next, if anything: sentences."""
 
@@ -302,7 +302,7 @@ def _tell_node(situation: Situation, name: str, owned: list[ShardDocument]) -> N
         wish=wish,  # type: ignore[arg-type]
         host=(known.host if known else "") or (wanted.host if wanted else ""),
         address=known.address if known else "",
-        started_by=wanted.started_by if wanted else "launcher",
+        started_by=starter_of(situation.topology, name),
         incarnation=known.incarnation if known else 0,
         shards=len(owned),
         bytes=sum(each.bytes for each in mine) if report else None,
@@ -342,8 +342,8 @@ def _advice(nodes: list[Node], jobs: list[Job]) -> list[str]:
             found.append(f"Node {node.name} has not joined yet: start it{where}, or remove it.")
         elif node.state == "not answering" and node.shards:
             found.append(
-                f"Node {node.name} does not answer, and has the only copy of {_count(node.shards, 'shard')}: start it "
-                "again (`shardkv cluster logs` says why it ended)."
+                f"Node {node.name} does not answer, and has the only copy of {_count(node.shards, 'shard')}: "
+                f"{_how_to_bring_back(node)}"
             )
         if node.missing:
             found.append(
@@ -360,6 +360,12 @@ def _advice(nodes: list[Node], jobs: list[Job]) -> list[str]:
         f"Job {job.id} is paused: `shardkv job resume {job.id}` goes on." for job in jobs if job.state == "paused"
     ]
     return found
+
+
+def _how_to_bring_back(node: Node) -> str:
+    if node.started_by == "launcher":
+        return f"start it again (`shardkv cluster logs {node.name}` says why it ended)."
+    return f"see on {node.host or node.address} that it runs on the directory it had, and that its address is reached."
 
 
 def _count(number: int, what: str) -> str:

@@ -24,7 +24,7 @@ from shardkv.control.situation import Heard, Situation
 from shardkv.control.told import tell_job, tell_keyspaces, tell_nodes, tell_shards, tell_status
 from shardkv.errors import InvalidArgument, MetadataUnavailable
 from shardkv.metadata.admin import AdminVerbs
-from shardkv.metadata.leading import LEADER_KEY
+from shardkv.metadata.listing import listed
 from shardkv.metadata.reports import ReportGatherer
 from shardkv.metadata.store import MetaStore
 from shardkv.metadata.view import StoreView
@@ -200,11 +200,8 @@ class Asking:
         return {"nodes": tell_nodes(await self._situation())}
 
     async def _status(self, store: MetaStore, arguments: dict[str, Any]) -> dict[str, Any]:
-        leader = self._view.get(LEADER_KEY)
         status = tell_status(await self._situation())
-        if leader is not None and leader.value is not None:
-            status = msgspec.structs.replace(status, meta=[msgspec.msgpack.decode(leader.value)["address"]])
-        return {"status": status}
+        return {"status": msgspec.structs.replace(status, meta=listed(self._view))}
 
     async def _settings(self, store: MetaStore, arguments: dict[str, Any]) -> dict[str, Any]:
         situation = await self._situation(reports=False)

@@ -23,12 +23,12 @@ from shardkv.metadata.client import Backoff
 from shardkv.metadata.controller import check_shape, plan_cluster
 from shardkv.metadata.controlling import ControlLoop
 from shardkv.metadata.leading import Leading
+from shardkv.metadata.listing import Listing
 from shardkv.metadata.service import MetaService
 from shardkv.metadata.store import MetaStore
 from shardkv.metadata.stores import StoreChoice, open_store
-from shardkv.programs import EXIT_FAILED, EXIT_OK, port_problem
+from shardkv.programs import EXIT_FAILED, EXIT_OK, advertised, port_problem
 from shardkv.topology.documents import CLUSTER_KEY, ClusterDocument, decode_document
-from shardkv.transport.address import format_address
 from shardkv.transport.loop import run_program, run_until
 from shardkv.transport.server import Server
 from shardkv.wire.hello import Identity
@@ -47,6 +47,7 @@ class MetaOptions:
     data_dir: Path | None
     bind: str
     port: int
+    advertise: str | None = None
     asked: ClusterDocument
     lease_s: float
     limits: Limits
@@ -73,6 +74,7 @@ async def _serve_cluster(store: MetaStore, cluster: ClusterDocument, options: Me
 
     service = MetaService(store, me=lambda: identity, on_poisoned=on_poisoned)
     server = Server(service, me=lambda: identity, limits=options.limits)
+    listing = Listing(store, options.name)
 
     async def listen() -> None:
         await service.view.reached(0)
@@ -80,12 +82,14 @@ async def _serve_cluster(store: MetaStore, cluster: ClusterDocument, options: Me
             port = await server.listen(options.bind, options.port)
         except OSError as error:
             raise port_problem(error, options.bind, options.port) from error
-        address = format_address(options.bind, port)
+        address = advertised(options.bind, port, options.advertise)
         revision = service.view.revision
         log.info(event("meta_serving", address=address, cluster=cluster.cluster_id, revision=revision))
+        await listing.begin(address)
         await lead(store, service, options.lease_s, name=options.name, address=address)
 
     await run_until(stop, service.follow(), listen())
+    await listing.end()
     service.close()
     await server.drain(grace_s=DRAIN_GRACE_S)
     log.info(event("meta_stopped", revision=service.view.revision, poisoned=poisoned.is_set()))
