@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +32,8 @@ START_TIMEOUT_S = 60.0
 """How long a node of this machine's launcher may take to join."""
 HOST_TIMEOUT_S = 7 * 24 * 3600.0
 META_PORT = 7401
+NODE_PORT = 7402
+"""Of the first node on another machine; the next ones count up."""
 
 
 @click.command("add-node", short_help="Add nodes, and move a fair share of the shards to them.")
@@ -68,9 +72,8 @@ def add_node(
     added = [
         admin.add_node(host=host or "", rebalance=not no_rebalance, rate_bytes_s=rate_bytes_s) for _ in range(count)
     ]
-    for each in added:
-        if host is not None:
-            click.echo(_how_to_start(admin, each.node, host), err=True)
+    if host is not None:
+        click.echo(_how_to_start(admin, [each.node for each in added], host), err=True)
     if not no_wait:
         timeout_s = START_TIMEOUT_S if host is None else HOST_TIMEOUT_S
         nodes = [_joined(admin, each.node, timeout_s, json_wanted=json_wanted) for each in added]
@@ -108,21 +111,31 @@ def _followed(admin: Admin, added: list[Added], *, no_wait: bool) -> list[Job]:
     return jobs if no_wait else [watch(admin, job) for job in jobs]
 
 
-def _how_to_start(admin: Admin, name: str, host: str) -> str:
-    """The command that starts a node on another machine."""
+def _how_to_start(admin: Admin, names: list[str], host: str) -> str:
+    """The commands that start nodes on another machine."""
     from shardkv.transport.address import is_loopback, parse_address
 
     meta = admin.status().meta
     addresses = ",".join(meta) or f"META-HOST:{META_PORT}"
-    command = ["shardkv", "node", "run", "--name", name, "--meta", addresses]
-    command += ["--data-dir", f"/var/lib/shardkv/{name}", "--bind", host, "--insecure"]
-    lines = [f"Run this on {host}:", f"  {shlex.join(command)}"]
+    lines = [f"Run this on {host}, with --config and the file that the other nodes are given, if they are given one:"]
+    for name, port in zip(names, _free_ports(admin, host), strict=False):
+        command = ["shardkv", "node", "run", "--name", name, "--meta", addresses]
+        command += ["--data-dir", f"/var/lib/shardkv/{name}", "--bind", host, "--port", str(port), "--insecure"]
+        lines.append(f"  {shlex.join(command)}")
     if not is_loopback(host) and any(is_loopback(parse_address(each)[0]) for each in meta):
         lines.append(
-            f"The metadata process listens on {addresses}, where {host} cannot reach it: see docs/operations.md, "
-            '"Several machines".'
+            f"The metadata process listens on {addresses}, where {host} cannot reach it: see docs/several-machines.md."
         )
     return "\n".join(lines)
+
+
+def _free_ports(admin: Admin, host: str) -> Iterator[int]:
+    """Ports for new nodes on a machine, from NODE_PORT on, without those of its nodes."""
+    from shardkv.transport.address import parse_address
+
+    known = [(node.host, *parse_address(node.address)) for node in admin.nodes() if node.address]
+    taken = {port for name, at, port in known if host in (name, at)}
+    return (port for port in itertools.count(NODE_PORT) if port not in taken)
 
 
 @click.command("remove-node", short_help="Move everything away from a node, then stop it.")

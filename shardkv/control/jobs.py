@@ -16,7 +16,7 @@ import msgspec
 
 from shardkv.control.changes import check_neighbours, check_split_at
 from shardkv.control.draft import Draft
-from shardkv.control.keyspaces import active_nodes, wish_for
+from shardkv.control.keyspaces import active_nodes, starter_of, wish_for
 from shardkv.errors import InvalidArgument
 from shardkv.topology.documents import (
     JOB_ID_COUNTER,
@@ -93,7 +93,7 @@ def ask_remove(
         if job.kind == "remove" and job.state in ACTIVE and job.asked.get("node") == node and job.asked == asked:
             raise InvalidArgument(f"Job {job.id} removes node {node} already.")
     draft = Draft(topology)
-    known = topology.wanted.get(node) or WantedDocument(node, started_by="launcher")
+    known = topology.wanted.get(node) or WantedDocument(node, started_by=starter_of(topology, node))
     draft.put(f"{WANTED}{node}", msgspec.structs.replace(known, state="draining"))
     new_job(draft, "remove", asked, now_ms, rate_bytes_s)
     return draft.txn()

@@ -7,6 +7,7 @@ piece that comes late, when shards have been split or merged, or are being dropp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -32,6 +33,7 @@ DEFAULT_KEYSPACE = "default"
 PUTS_MAX = 60
 """In one transaction, with as many compares and those of the nodes: etcd takes 128 unless told otherwise."""
 NAME_LENGTH_MAX = 100
+LOOPBACK = ("127.", "[::1]", "localhost:")
 
 
 def create_keyspace(
@@ -70,6 +72,14 @@ def wish_for(topology: Topology, node: str) -> str:
     """What is wanted of a node: active, draining or removed."""
     wanted = topology.wanted.get(node)
     return wanted.state if wanted is not None else "active"
+
+
+def starter_of(topology: Topology, node: str) -> Literal["launcher", "operator"]:
+    """Who starts and stops a node. The launcher's listen where only their own machine reaches them."""
+    wanted, known = topology.wanted.get(node), topology.nodes.get(node)
+    if wanted is not None:
+        return wanted.started_by
+    return "operator" if known is not None and not known.address.startswith(LOOPBACK) else "launcher"
 
 
 def _first_piece(topology: Topology, keyspace: KeyspaceDocument) -> MetaTxn:
