@@ -23,19 +23,38 @@ LEASE_MS = 2_000
 class EtcdCluster(WiredCluster):
     """Use `etcd_cluster`."""
 
-    def __init__(self, directory: Path, etcd: EtcdWorld, *, metas: int, nodes: int, routers: int) -> None:
-        super().__init__(
-            directory, partition="hash", nodes=nodes, routers=routers, config=f"[metadata]\nlease_ms = {LEASE_MS}\n"
-        )
+    def __init__(
+        self,
+        directory: Path,
+        etcd: EtcdWorld,
+        *,
+        metas: int,
+        nodes: int,
+        routers: int,
+        partition: str = "hash",
+        config: str = "",
+    ) -> None:
+        config += f"[metadata]\nlease_ms = {LEASE_MS}\n"
+        super().__init__(directory, partition=partition, nodes=nodes, routers=routers, config=config)
         self.etcd = etcd
         self.metas = [f"meta-{number}" for number in range(1, metas + 1)]
         del self._commands["meta"]
         known = {name: _port() for name in self.metas}
         self.proxies |= {name: self.wires.add(port) for name, port in known.items()}
         addresses = ",".join(self.proxies[name].address for name in self.metas)
+        self._metas_known = addresses
         for command in self._commands.values():
             command[command.index("--meta") + 1] = addresses
-        shape = ["--nodes", str(nodes), "--shards", str(2 * nodes), "--store", f"etcd://{etcd.endpoints}/test"]
+        shape = [
+            "--nodes",
+            str(nodes),
+            "--shards",
+            str(2 * nodes),
+            "--partition",
+            partition,
+            "--store",
+            f"etcd://{etcd.endpoints}/test",
+        ]
         serve = {
             name: ["shardkv", "meta", "run", "--name", name, "--port", str(port), *shape]
             for name, port in known.items()
@@ -58,10 +77,20 @@ class EtcdCluster(WiredCluster):
 
 
 @contextlib.contextmanager
-def etcd_cluster(directory: Path, *, metas: int = 2, nodes: int = 2, routers: int = 1) -> Iterator[EtcdCluster]:
+def etcd_cluster(
+    directory: Path,
+    *,
+    metas: int = 2,
+    nodes: int = 2,
+    routers: int = 1,
+    partition: str = "hash",
+    config: str = "",
+) -> Iterator[EtcdCluster]:
     """A cluster of which nothing but etcd runs yet; everything is stopped afterwards."""
     with etcd_world(directory / "etcd") as etcd:
-        world = EtcdCluster(directory, etcd, metas=metas, nodes=nodes, routers=routers)
+        world = EtcdCluster(
+            directory, etcd, metas=metas, nodes=nodes, routers=routers, partition=partition, config=config
+        )
         try:
             yield world
         finally:

@@ -80,6 +80,9 @@ class WiredCluster:
         self._config.write_text(config)
         ports = {name: _port() for name in ["meta", *self.nodes, *self.routers]}
         self.proxies = {name: self.wires.add(port) for name, port in ports.items()}
+        self.meta_links: dict[str, list[Proxy]] = {}
+        """By node or router, if `split_meta_links`: its links to the metadata processes."""
+        self._metas_known = self.proxies["meta"].address
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         meta = ["shardkv", "meta", "run", "--nodes", str(nodes), "--partition", partition, "--shards", str(2 * nodes)]
         self._commands = {"meta": [*meta, "--data-dir", str(directory / "meta"), "--port", str(ports["meta"])]}
@@ -92,6 +95,42 @@ class WiredCluster:
     def _command(self, program: str, name: str, ports: dict[str, int], more: list[str]) -> list[str]:
         where = ["--port", str(ports[name]), "--advertise", self.proxies[name].address]
         return [program, "run", "--name", name, "--meta", self.proxies["meta"].address, *where, *more]
+
+    def split_meta_links(self) -> None:
+        """Give every node and router links of its own to the metadata processes, in `meta_links`. Before `start`."""
+        for name in [*self.nodes, *self.routers]:
+            self._split_meta_links(name)
+
+    def _split_meta_links(self, name: str) -> None:
+        command = self._commands[name]
+        at = command.index("--meta") + 1
+        links = [self.wires.add(int(address.rpartition(":")[2])) for address in command[at].split(",")]
+        command[at] = ",".join(link.address for link in links)
+        self.meta_links[name] = links
+
+    def run_instead(self, program: str, *other: str) -> None:
+        """Start another program, given these arguments first, where this one would be. Before `start`."""
+        for command in self._commands.values():
+            if command[0] == program:
+                command[:1] = other
+
+    def add_node(self, name: str) -> None:
+        """Start one more node, as its operator would."""
+        port = _port()
+        self.proxies[name] = self.wires.add(port)
+        command = self._command("shardkv_node", name, {name: port}, ["--data-dir", str(self.directory / name)])
+        command[command.index("--meta") + 1] = self._metas_known
+        self._commands[name] = command
+        if self.meta_links:
+            self._split_meta_links(name)
+        self.restart(name)
+        self.nodes.append(name)
+
+    def retire_node(self, name: str) -> None:
+        """End a node for good."""
+        self.nodes.remove(name)
+        self.signal(name, signal.SIGTERM)
+        self._processes[name].wait(30)
 
     @property
     def addresses(self) -> list[str]:
@@ -131,8 +170,12 @@ class WiredCluster:
 
     def heal(self) -> None:
         """No more faults on any link; links that lost bytes stay mute until `cut`."""
-        for proxy in self.proxies.values():
+        for proxy in self.links:
             self.wires.do(proxy.heal)
+
+    @property
+    def links(self) -> list[Proxy]:
+        return [*self.proxies.values(), *(link for links in self.meta_links.values() for link in links)]
 
     def wait_serving(self, timeout_s: float = SERVING_TIMEOUT_S) -> None:
         """Until every shard answers a read through every router."""
