@@ -331,8 +331,10 @@ def last_moment(deadline: float, now: float) -> float:
 
 
 def _comes_late(part: Part) -> ShardUnavailable:
-    """For a write whose token's other part, for a shard that was merged with its own, is on its way by itself. Sent with
-    another token it is no repetition of that."""
+    """For a write whose token's other part, for a shard that was merged with its own, is on its way by itself.
+
+    Sent with another token it is no repetition of that.
+    """
     return ShardUnavailable(
         f"Shard {part.shard_id} was merged with another while the write was on its way. Nothing was written.",
         detail={"shard": part.shard_id},
