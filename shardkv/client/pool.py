@@ -1,9 +1,11 @@
 """Connections to the routers, or to a node, shared by the threads of one process.
 
 Invariants: a connection is lent to one thread at a time; at most `size` exist, and who finds none free waits, within
-its deadline, instead of failing; a forked child never touches its parent's connections, it opens its own. One on which
-an answer is to come that nobody waits for yet is parked, and makes room for whoever finds no other. One that was lent
-and lost, because a signal's exception ended the call between any two steps, is missed only until others need its room.
+its deadline, instead of failing; those who wait are served in turn, and whoever comes just when one is free is served
+before them for no longer than OVERTAKEN_S; a forked child never touches its parent's connections, it opens its own. One
+on which an answer is to come that nobody waits for yet is parked, and makes room for whoever finds no other. One that
+was lent and lost, because a signal's exception ended the call between any two steps, is missed only until others need
+its room.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import random
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from shardkv.client.backoff import CONNECT_NEEDS_S, pause_s
@@ -28,6 +32,20 @@ CONNECT_ATTEMPT_S = 2.0
 """One of several addresses may take this long to answer, and half of what is left, before the next one is tried."""
 RECOUNT_S = 1.0
 """How often those who wait look whether what they wait for still exists."""
+
+
+OVERTAKEN_S = 0.005
+"""Waking a thread for each call that ends would cost more than the call."""
+
+
+class _Ticket:
+    """Of one who waits."""
+
+    __slots__ = ("since", "turn")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.turn = threading.Condition(lock)
+        self.since = time.monotonic()
 
 
 class _Place:
@@ -53,8 +71,8 @@ class Pool:
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._waiting = 0
+        self._line: deque[_Ticket] = deque()
+        """Those who wait."""
         self._idle: list[Connection] = []
         self._parked: dict[Connection, None] = {}
         """Those on which an answer is to come that nobody waits for yet."""
@@ -76,7 +94,7 @@ class Pool:
         refusal of us.
         """
         with self._lock:
-            if not self._idle and not self._room():
+            if (not self._idle and not self._room()) or (self._line and self._someone_is_overdue()):
                 self._wait_for_one(timeout_s, deadline)
             if self._closed:
                 raise closed_error()
@@ -120,19 +138,33 @@ class Pool:
         self._lent = min(self._lent, sum(not (isinstance(one, Connection) and one.closed) for one in made))
         return self._lent + len(self._parked) < self._size
 
+    def _someone_is_overdue(self) -> bool:
+        """Requires: the lock is held."""
+        return time.monotonic() - self._line[0].since > OVERTAKEN_S
+
+    def _call_next(self) -> None:
+        """Wake the one who has waited longest. Requires: as above."""
+        if self._line:
+            self._line[0].turn.notify()
+
     def _wait_for_one(self, timeout_s: float, deadline: float) -> None:
-        """Until one may be had, or the pool is closed. Requires: the lock is held."""
-        self._waiting += 1
+        """Until it is our turn and one may be had, or the pool is closed. Requires: as above."""
+        ticket, taken = _Ticket(self._lock), 0
         try:
-            while not (self._closed or self._room()):
+            self._line.append(ticket)
+            while not (self._closed or (self._line[0] is ticket and self._room())):
                 left_s = deadline - time.monotonic()
-                if not self._changed.wait(min(left_s, RECOUNT_S)) and left_s <= RECOUNT_S:
+                if not ticket.turn.wait(min(left_s, RECOUNT_S)) and left_s <= RECOUNT_S:
                     raise DeadlineExceeded(
                         f"All {self._size} connections of this client were in use for {timeout_s:g} s.",
                         hint="Raise connections_max, or share the client among fewer threads.",
                     )
+            taken = 1
         finally:
-            self._waiting -= 1
+            with suppress(ValueError):
+                self._line.remove(ticket)
+            if self._size - self._lent - len(self._parked) > taken:
+                self._call_next()
 
     def release(self, connection: Connection) -> None:
         """Take back what `acquire` lent."""
@@ -141,7 +173,7 @@ class Pool:
     def take_idle(self) -> Connection | None:
         """One that lies idle, if all others can do without it. Then `park` or `release` it."""
         with self._lock:
-            if self._closed or self._waiting or not self._idle or self._size == 1:
+            if self._closed or self._line or not self._idle or self._size == 1:
                 return None
             self._lent += 1
             return self._idle.pop()
@@ -150,11 +182,11 @@ class Pool:
         """Leave one here until its answer is wanted, or the connection for somebody else."""
         with self._lock:
             self._lent -= 1
-            parked = not self._closed and not self._waiting
+            parked = not self._closed and not self._line
             if parked:
                 self._parked[connection] = None
             else:
-                self._changed.notify()
+                self._call_next()
         if not parked:
             connection.close()
 
@@ -179,7 +211,8 @@ class Pool:
             unused = [*self._idle, *self._parked]
             self._idle.clear()
             self._parked.clear()
-            self._changed.notify_all()
+            for ticket in self._line:
+                ticket.turn.notify()
         for connection in unused:
             connection.close()
 
@@ -189,8 +222,8 @@ class Pool:
             kept = connection is not None and connection.usable and not self._closed
             if kept and connection is not None:
                 self._idle.append(connection)
-            if self._waiting:
-                self._changed.notify()
+            if self._line:
+                self._call_next()
         if connection is not None and not kept:
             connection.close()
 

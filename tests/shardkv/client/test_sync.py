@@ -35,6 +35,20 @@ def test_threads_wait_for_a_connection_instead_of_failing(router):
         assert router.connections <= 2
 
 
+def test_of_many_threads_on_few_connections_none_is_left_behind(router):
+    """The fastest stops them all; without turns the slowest made one call in a thousand of the fastest's."""
+    with Client(router.address, connections_max=2) as db, ThreadPoolExecutor(24) as threads:
+        done = [0] * 24
+
+        def use(number: int) -> None:
+            while max(done) < 1000:
+                db.get("k")
+                done[number] += 1
+
+        list(threads.map(use, range(24)))
+        assert min(done) > 20, done
+
+
 def test_waiting_for_a_connection_ends_at_the_deadline(router):
     router.delay_s = lambda op: 0.5
     with Client(router.address, connections_max=1) as db:
