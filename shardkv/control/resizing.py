@@ -13,13 +13,16 @@ from itertools import pairwise
 
 from shardkv.control.draft import Draft
 from shardkv.control.jobs import ENDED, new_job
+from shardkv.control.reports import ShardReport
 from shardkv.control.situation import Situation
-from shardkv.topology.documents import ControllerSettings, ShardDocument
+from shardkv.topology.documents import HASH_TOKENS, ControllerSettings, ShardDocument
 from shardkv.topology.view import KeyspaceView
 from shardkv.wire.messages import MetaTxn
 
 JOBS_MAX = 2
 """Of this kind at once."""
+DENSE = 20
+"""A shard with so many times the bytes, or load, that its share of the tokens would have is not cut in the middle."""
 RETRY_MS = 600_000
 """A shard whose split or merge failed is left alone for so long."""
 
@@ -66,21 +69,44 @@ def _spoken_for(situation: Situation, wall_ms: int) -> set[int]:
 
 
 def _too_large(situation: Situation) -> Iterator[tuple[ShardDocument, str]]:
-    """Shards to split, and by what; the largest first. Only where its node knows a token that halves it: a shard that
-    holds its bytes under one token would be split for ever."""
+    """Shards to split, and by what; the largest first. Only where splitting is likely to help: a shard that holds what
+    it has under one token would be split for ever."""
     settings, topology = situation.settings, situation.topology
     if not settings.auto_split:
         return
+    dense = {name: _Density(situation, view) for name, view in topology.keyspaces.items()}
     for shard in sorted(topology.shards.values(), key=lambda each: (-situation.bytes_of(each.id), each.id)):
         report = situation.report_of(shard.id)
         if report is None or shard.dropped or shard.keyspace not in topology.keyspaces:
             continue
-        if report.middle is None or not _inside(shard, report.middle):
-            continue
-        if report.bytes >= settings.split_bytes:
-            yield shard, "size"
-        elif report.ops_s >= settings.split_ops_s:
-            yield shard, "load"
+        by = "size" if report.bytes >= settings.split_bytes else "load" if report.ops_s >= settings.split_ops_s else ""
+        if report.middle is not None:
+            helps = _inside(shard, report.middle)
+        else:
+            helps = bool(by) and dense[shard.keyspace].allows(shard, report, by)
+        if by and helps:
+            yield shard, by
+
+
+class _Density:
+    """How much of a hash keyspace falls on a token: hashes spread evenly, so a shard that has many times as much has it
+    under one token."""
+
+    def __init__(self, situation: Situation, view: KeyspaceView) -> None:
+        self._hash = view.partition == "hash"
+        reports = [situation.report_of(shard.id) for shard in view.shards]
+        self._total = {
+            "size": sum(report.bytes for report in reports if report),
+            "load": sum(report.ops_s for report in reports if report),
+        }
+
+    def allows(self, shard: ShardDocument, report: ShardReport, by: str) -> bool:
+        """Whether a shard may be cut in the middle of its tokens."""
+        if not self._hash or not isinstance(shard.start, int):
+            return False
+        width = (shard.stop if isinstance(shard.stop, int) else HASH_TOKENS) - shard.start
+        amount = report.bytes if by == "size" else report.ops_s
+        return width > 1 and amount * HASH_TOKENS <= DENSE * self._total[by] * width
 
 
 def _inside(shard: ShardDocument, at: int | bytes) -> bool:

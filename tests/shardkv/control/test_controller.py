@@ -252,6 +252,23 @@ def test_nothing_splits_or_merges_by_itself_when_switched_off_or_where_no_token_
     assert len(play.book.topology.shards) == 1
 
 
+def test_what_lies_under_one_token_of_a_hash_keyspace_is_not_split_for_ever() -> None:
+    play = Play(Book("n1", shards=1), split_bytes=1000, merge_bytes=0)
+    for _ in range(60):
+        topology = play.book.topology
+        hot = min(topology.keyspace("default").shards, key=lambda shard: shard.start)
+        play.sizes = {shard: 5000 if shard == hot.id else 0 for shard in topology.shards}
+        play.tick()
+    assert 2 <= len(play.book.topology.shards) <= 8
+    evenly = Play(Book("n1", shards=1), split_bytes=1000, merge_bytes=0)
+    for _ in range(60):
+        shards = evenly.book.topology.keyspace("default").shards
+        width = {shard.id: ((shard.stop or 2**64) - shard.start) for shard in shards}  # type: ignore[operator]
+        evenly.sizes = {shard: 16_000 * each // 2**64 for shard, each in width.items()}
+        evenly.tick()
+    assert len(evenly.book.topology.shards) == 32
+
+
 def test_a_keyspace_is_made_in_pieces_and_dropped_once_no_tablet_is_left() -> None:
     play = Play(Book("n1", "n2", shards=1))
     play.ask(create_keyspace(play.book.topology, "users", "range", shards=150))
