@@ -149,7 +149,7 @@ def _best_move(board: _Board, mean: float, slack: float, only_to: str | None) ->
     for target in targets:
         for source in sources:
             room, excess = mean - board.weights[target], board.weights[source] - mean
-            if source == target or max(room, 0 if only_to else excess) <= slack * mean:
+            if min(room, excess) <= 0 or max(room, 0 if only_to else excess) <= slack * mean:
                 continue
             shard = _fitting(board, source, room, excess, board.weights[source] - board.weights[target])
             if shard is not None:

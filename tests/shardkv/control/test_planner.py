@@ -25,7 +25,7 @@ def after(shards: list[ShardLoad], plan: Plan) -> list[ShardLoad]:
 
 
 @given(clusters())
-def test_a_plan_ends_balanced_as_far_as_shard_sizes_allow_and_is_stable(
+def test_a_plan_ends_balanced_as_far_as_shard_sizes_allow(
     cluster: tuple[list[ShardLoad], list[str]],
 ) -> None:
     shards, nodes = cluster
@@ -37,9 +37,18 @@ def test_a_plan_ends_balanced_as_far_as_shard_sizes_allow_and_is_stable(
     largest = max((each.bytes for each in shards), default=0)
     slack = 0.1 * mean + max(largest, sum(plan.after.values()) / 100) + 2
     assert all(abs(size - mean) <= slack for size in plan.after.values()), plan
-    again = plan_rebalance(after(shards, plan), nodes)
-    assert again.bytes <= plan.bytes
     assert sum(plan.before.values()) == sum(plan.after.values())
+
+
+@given(clusters())
+def test_plans_for_bytes_come_to_an_end(cluster: tuple[list[ShardLoad], list[str]]) -> None:
+    shards = [ShardLoad(each.shard, each.node, each.bytes) for each in cluster[0]]
+    for _ in range(5):
+        plan = plan_rebalance(shards, cluster[1])
+        if not plan.moves:
+            return
+        shards = after(shards, plan)
+    raise AssertionError(f"still moving: {plan}")
 
 
 @given(st.integers(2, 4), st.integers(4, 30), st.randoms(use_true_random=False))
