@@ -39,13 +39,14 @@ from shardkv.wire.messages import (
 )
 from shardkv.wire.messages import Write as WriteRequest
 from shardkv_node.committer import Committer
+from shardkv_node.early import EarlyRequests
 from shardkv_node.engine.columns import PUT, PUT_EXPIRING
 from shardkv_node.engine.entries import Token
 from shardkv_node.engine.puts import Puts
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.write import Write
 from shardkv_node.outcome import told_error, told_results
-from shardkv_node.ownership import Ownership
+from shardkv_node.ownership import Expected, Ownership
 from shardkv_node.ranges import RangeSteps
 from shardkv_node.shares import Shares
 
@@ -97,13 +98,18 @@ class NodeService:
             **(more or {}),
         }
         self.counts = dict.fromkeys(self._handlers, 0)
+        self._early = EarlyRequests(self.on_request)
+        ownership.on_settled = self._early.ask_again
 
     def on_request(self, connection: Connection, request: Request, deadline: float | None) -> None:
         handler = self._handlers.get(request.op)  # type: ignore[call-overload]
         if handler is None:
             raise unknown_operation(request.op)
         self.counts[request.op] += 1  # type: ignore[index]
-        handler(connection, request, deadline)
+        try:
+            handler(connection, request, deadline)
+        except Expected as error:
+            self._early.keep(connection, request, deadline, error)
 
     def on_batch_end(self, connection: Connection) -> None:
         """Replies leave by themselves at the end of the loop's turn."""

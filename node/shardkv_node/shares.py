@@ -65,6 +65,7 @@ class Shares:
     def read(self, connection: Connection, request: Request) -> None:
         asked: SharedRead = decode_shared_read(request.payload)
         self._check_named(asked.shards)
+        self._ownership.require_settled(asked.shards)
         check_read(asked.keys, self._limits)
         reply = PartialReadReply([], [] if asked.want_versions else None, [], [])
         size_bytes = 0
@@ -102,6 +103,7 @@ class Shares:
     def write(self, connection: Connection, request: Request, deadline: float | None) -> None:
         asked: SharedWrite = decode_shared_write(request.payload)
         self._check_named(asked.shards)
+        self._ownership.require_settled(asked.shards)
         check_write(asked, self._limits)
         if asked.conditions is not None or asked.kinds == Kind.INCR:
             raise InvalidArgument("A write with conditions, or an incr, is of one shard, and names it.")

@@ -156,6 +156,7 @@ class Housekeeping:
             if isinstance(step, Abort):
                 self._site.settler.abort(step.shard, step.change, step.problem)
         await self._serve([step for step in steps if isinstance(step, Serve)])
+        self._site.ownership.settle(works)
         self._work(works.values())
         self._carried_out, self._site.ownership.revision = topology, topology.revision
 
@@ -241,7 +242,7 @@ class Housekeeping:
             elif isinstance(step, Missing):
                 log.error("shard_missing shard=%d why=%r", step.shard, step.why)
                 self._missing[step.shard] = step.why
-                self._site.ownership.refuse(step.shard, step.why)
+                self._site.ownership.lose(step.shard, step.why)
 
     async def _serve(self, serves: Sequence[Serve]) -> None:
         numbers = {label: number for number, label in self._site.store.tablets.items()}

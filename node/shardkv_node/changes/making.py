@@ -80,6 +80,7 @@ class Maker:
                 await self._rewrite()
             reached("owner.commit")
             self.progress.phase = "commit"
+            self._site.ownership.expect(change.children, change.id)
             committed = await self._site.settler.commit(shard, change.id, role="owner")
             log.info("change_ended change=%s shard=%d committed=%s", change.id, shard, committed)
         except ShardKVError as error:

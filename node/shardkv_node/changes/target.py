@@ -238,10 +238,12 @@ class Target:
         times.append(monotonic())
         self.progress.phase = "commit"
         reached("target.commit")
+        self._site.ownership.expect([self._shard], self.work.change.id)
         committed = await self._site.settler.commit(self._shard, self.work.change.id, role="target")
         times.append(monotonic())
         log.info(
-            "move_ended change=%s shard=%d committed=%s rounds=%d fence_ms=%.1f tail_ms=%.1f sync_ms=%.1f commit_ms=%.1f",
+            "move_ended change=%s shard=%d committed=%s rounds=%d "
+            "fence_ms=%.1f tail_ms=%.1f sync_ms=%.1f commit_ms=%.1f",
             self.work.change.id,
             self._shard,
             committed,
