@@ -3,6 +3,7 @@
     [cluster]   what `shardkv cluster up` and `shardkv meta run` make
     [metadata]  where `shardkv meta run` keeps what it knows
     [engine]    a node's storage engine
+    [node]      the node program
     [router]    the router program
     [limits]    what the wire accepts (limits.py)
     [launcher]  watching and restarting
@@ -85,6 +86,12 @@ class EngineSection(msgspec.Struct, frozen=True, kw_only=True):
     manifest_bytes_max: Bytes = 4 * MIB
 
 
+class NodeSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The node program."""
+
+    fence_abort_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 2_000
+
+
 class RouterSection(msgspec.Struct, frozen=True, kw_only=True):
     """The router program."""
 
@@ -118,6 +125,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cluster: ClusterSection = ClusterSection()
     metadata: MetadataSection = MetadataSection()
     engine: EngineSection = EngineSection()
+    node: NodeSection = NodeSection()
     router: RouterSection = RouterSection()
     limits: Limits = Limits()
     launcher: LauncherSection = LauncherSection()
@@ -129,6 +137,7 @@ SECTIONS: dict[str, type[Any]] = {
     "cluster": ClusterSection,
     "metadata": MetadataSection,
     "engine": EngineSection,
+    "node": NodeSection,
     "router": RouterSection,
     "limits": Limits,
     "launcher": LauncherSection,

@@ -87,6 +87,7 @@ def run(
                 advertise=cluster.advertise or None,
                 engine=engine,
                 limits=limits,
+                fence_abort_ms=config.node.fence_abort_ms,
             )
         )
 

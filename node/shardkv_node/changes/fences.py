@@ -91,8 +91,10 @@ class FenceFile:
 
     async def remove(self, fences: Iterable[Fence]) -> None:
         """Forget these. Raises StorageError."""
+        gone = set(fences)
         async with self._turn:
-            await self._write(self._fences - set(fences))
+            await self._write(self._fences - gone)
+            self._adding -= gone
 
     async def _write(self, fences: set[Fence]) -> None:
         contents = _Contents(format=FORMAT, revision=self._revision, fences=sorted(fences))

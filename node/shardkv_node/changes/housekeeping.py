@@ -31,6 +31,7 @@ from shardkv.control.duties import (
     duties,
 )
 from shardkv.control.reports import ChangeReport
+from shardkv.errors import DiskFull, StorageError
 from shardkv.topology.documents import SHARDS, ShardDocument, decode_document
 from shardkv.topology.view import Topology
 from shardkv.transport.server import Connection
@@ -49,6 +50,7 @@ STRETCH_S = 0.002
 """Steps are carried out for about so long before others get their turn."""
 CREATE_TOGETHER = 256
 SAVE_EVERY_S = 1.0
+DISK_FULL_PAUSE_S = 1.0
 
 
 class Worker(Protocol):
@@ -104,7 +106,12 @@ class Housekeeping:
             while True:
                 topology = self._site.views.newest
                 if self._may_act_on(topology):
-                    await self._carry_out(topology)
+                    try:
+                        await self._carry_out(topology)
+                    except DiskFull as error:
+                        log.warning("duties_wait reason=%r", error.message)
+                        await asyncio.sleep(DISK_FULL_PAUSE_S)
+                        continue
                 if topology is self._site.views.newest:
                     await self._site.views.moved()
         finally:
@@ -127,9 +134,13 @@ class Housekeeping:
         return True
 
     async def _keep_saving(self) -> None:
+        """Have the revision on disk soon, where no fence takes it there."""
         while True:
             await asyncio.sleep(SAVE_EVERY_S)
-            await self._site.fences.save()
+            try:
+                await self._site.fences.save()
+            except StorageError as error:
+                log.warning("revision_not_saved reason=%r", error.message)
 
     # Steps
 
@@ -231,11 +242,13 @@ class Housekeeping:
         await self._breathe()
 
     def _note_reports(self, part: Part, steps: Iterable[Step]) -> None:
+        kept_before = set(self._kept.values())
         self._kept = {shard: why for shard, why in self._kept.items() if not part.covers(shard)}
         self._missing = {shard: why for shard, why in self._missing.items() if not part.covers(shard)}
         for step in steps:
             if isinstance(step, Keep):
-                log.warning("tablet_kept label=%s why=%r", step.label.decode(errors="replace"), step.why)
+                if step.why not in kept_before:
+                    log.warning("tablet_kept label=%s why=%r", step.label.decode(errors="replace"), step.why)
                 found = parsed(step.label)
                 if found is not None and not found.is_staging:
                     self._kept[found.shard] = step.why
