@@ -340,3 +340,50 @@ def test_of_puts_together_the_latest_are_refused_when_the_queue_stands() -> None
         assert w.committer.idle
 
     run(story, limits=Limits(requests_in_flight_max=8))
+
+
+def test_a_barrier_comes_when_all_before_it_have_ended_and_nothing_behind_it_has() -> None:
+    async def story(world: World) -> None:
+        reached: list[list[bytes]] = []
+
+        def note() -> None:
+            reached.append([write.keys[0] for write in world.ended])
+
+        world.committer.barrier(note)
+        assert reached == [[]], "nothing is before it"
+        world.put(b"a")
+        await turn()
+        world.put(b"b")
+        world.put_together(b"c", b"d")
+        world.committer.barrier(note)
+        world.put(b"e")
+        world.syncer.finish()
+        await turn()
+        assert reached == [[]]
+        world.syncer.finish()
+        await turn()
+        assert reached == [[], [b"a", b"b", b"c", b"d"]]
+        world.syncer.finish()
+        await turn()
+        assert [write.keys[0] for write in world.ended] == [b"a", b"b", b"c", b"d", b"e"]
+
+    run(story)
+
+
+def test_a_barrier_stays_where_it_is_when_the_latest_writes_are_refused() -> None:
+    async def story(world: World) -> None:
+        reached: list[int] = []
+        world.put(b"first")
+        await turn()
+        for number in range(20):
+            world.put(b"%d" % number)
+        world.committer.barrier(lambda: reached.append(len(world.ended)))
+        await asyncio.sleep(2 * committer_module.STANDING_S)
+        assert not reached
+        assert any(isinstance(write.error, Overloaded) for write in world.ended)
+        for _ in range(2):
+            world.syncer.finish()
+            await turn()
+        assert reached == [21]
+
+    run(story, limits=replace(DEFAULT_LIMITS, requests_in_flight_max=32))
