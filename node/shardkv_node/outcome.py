@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardkv.errors import OutcomeUnknown, ShardKVError, StorePoisoned
+from shardkv.errors import OutcomeUnknown, ShardFenced, ShardKVError, ShardUnavailable, StorePoisoned
 from shardkv.wire.messages import WriteResult
 from shardkv_node.engine.write import Write
 
@@ -15,7 +15,10 @@ def told_results(write: Write) -> bytes:
 
 
 def told_error(error: Exception) -> ShardKVError:
-    """For the error of a `Write`. A store that failed meanwhile cannot say whether the write will be found again."""
+    """For the error of a `Write`. A store that failed meanwhile cannot say whether the write will be found again; one
+    that takes no writes for a tablet is about to split or merge it."""
     if isinstance(error, StorePoisoned):
         return OutcomeUnknown(f"The node failed while it stored the write, and starts again: {error.message}")
+    if isinstance(error, ShardUnavailable):
+        return ShardFenced("The shard is about to be divided or merged, and takes no writes for a moment.")
     return error if isinstance(error, ShardKVError) else ShardKVError(str(error))

@@ -16,6 +16,7 @@ from shardkv.errors import (
     InvalidArgument,
     InvalidNumber,
     InvalidRange,
+    ShardFenced,
     ShardKVError,
     StaleEpoch,
     WrongShard,
@@ -199,5 +200,19 @@ def test_ranges_of_other_shards_and_epochs_are_refused(tmp_path: Path) -> None:
                 reply = await world.ask(op, message, shard=shard, epoch=epoch)
                 assert isinstance(reply_error(reply.payload), error)
         assert await steps(world, Op.COUNT, None) == [1]
+
+    run(tmp_path, story)
+
+
+def test_a_write_to_a_tablet_that_is_about_to_be_split_is_to_be_sent_again(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        tablet = world.node._ownership.tablet_of(1, 1)
+        world.node._store.fence_tablet(tablet)
+        put = Write(None, None, Kind.PUT, [b"k"], [b"v"], False)
+        assert isinstance(await ask(world, Op.WRITE, put, decode_write_reply), ShardFenced)
+        read: Any = await ask(world, Op.READ, Read([b"k"]), decode_read_reply)
+        assert read.values == [None]
+        world.node._store.lift_fence(tablet)
+        assert (await ask(world, Op.WRITE, put, decode_write_reply)).results == b"\0"
 
     run(tmp_path, story)

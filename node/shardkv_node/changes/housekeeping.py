@@ -182,7 +182,7 @@ class Housekeeping:
         ownership, topology = self._site.ownership, part.topology
         wanted = {step.shard: step for step in serves}
         ids = ownership.shards.keys() if part.shards is None else part.shards
-        fenced = {fence.shard: fence for fence in self._site.fences.all}
+        fenced = {fence.shard: fence for fence in sorted(self._site.fences.all)}  # of each shard the newest
         for shard in [*ids, *(topology.shards if part.shards is None else ())]:
             document, step = topology.shards.get(shard), wanted.get(shard)
             if step is not None:
