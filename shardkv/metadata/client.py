@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 
@@ -50,6 +51,8 @@ CALL_TIMEOUT_S = 5.0
 WATCH_WAIT_MS = 20_000
 WATCH_GRACE_S = 5.0
 """How much longer than its wait a watch may take to be answered."""
+SILENCE_MS = 3_000
+"""With several addresses one that says nothing for so long is left for another, if it is not to be left sooner."""
 REFUSAL_CHECK_S = 0.2
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 1.0
@@ -75,6 +78,8 @@ class MetaClient:
         self._me = me
         self._addresses = addresses
         self._limits = limits
+        if len(addresses) > 1:
+            self._limits = replace(limits, silence_timeout_ms=min(limits.silence_timeout_ms, SILENCE_MS))
         self._peer = self._new_peer()
 
     def _new_peer(self) -> Peer:

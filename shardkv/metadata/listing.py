@@ -50,4 +50,5 @@ class Listing:
 
 def listed(view: StoreView) -> list[str]:
     """The addresses of all that are listed, in the order of their names."""
-    return [msgspec.msgpack.decode(entry.value)["address"] for entry in view.entries(METAS) if entry.value is not None]
+    found = {entry.key: entry.value for entry in view.entries(METAS)}
+    return [msgspec.msgpack.decode(value)["address"] for _, value in sorted(found.items()) if value is not None]
