@@ -23,7 +23,7 @@ from shardkv.admin import Job
 from shardkv.errors import ShardKVError
 from tests.worlds.cluster import until
 from tests.worlds.history import Writer, check_scan
-from tests.worlds.hosts import CLIENT, NODE_PORT, Hosts, hosts_world
+from tests.worlds.hosts import CLIENT, NODE_PORT, Hosts, exec_start, hosts_world
 from tests.worlds.hot_keys import HotKeys, check_versions
 from tests.worlds.linearizability import Register, check
 
@@ -279,3 +279,11 @@ def test_a_wildcard_without_an_address_for_others_is_refused_at_once(tmp_path: P
 def until_passed(seconds: float) -> None:
     """A fault of the network lasts so long: nothing tells of its end."""
     time.sleep(seconds)
+
+
+@pytest.mark.parametrize("role", ["meta", "node", "router"])
+def test_the_guide_shows_what_the_units_run(role: str) -> None:
+    shown = exec_start(role).removeprefix("/opt/shardkv/bin/").replace("%i", f"{role}-1")
+    shown = shown.replace("${ADDRESS}", "ADDRESS").replace("${META}", "META")
+    guide = (Path(__file__).parents[2] / "docs" / "several-machines.md").read_text()
+    assert shown in [" ".join(line.split()) for line in guide.splitlines()]
