@@ -285,7 +285,7 @@ class Storm:
         self.processes = threading.RLock()
         """Held by whoever starts, ends or stops processes."""
         self.notes: list[str] = []
-        self.metas: list[str] = getattr(world, "metas", ["meta"])
+        self.metas = metas_of(world)
         self.load = StormLoad(world, seed=weather.seed, faults=weather.faults)
         self.lanes = [Events(self, number) for number in range(LANES)]
         self.faults: list[Faults] = [Faults(self)] if weather.faults else []
@@ -362,38 +362,7 @@ class Storm:
         until(lambda: not self.left_over(), timeout_s=20, what="nothing left over")
 
     def left_over(self) -> str:
-        """What should not be there, in words; empty when all is well."""
-        shards = self.topology().shards
-        if any(one.change is not None for one in shards.values()):
-            return "a shard is in a change"
-        for name in self.world.nodes:
-            wanted = {one.id: one.epoch for one in shards.values() if one.node == name}
-            found = status_of(self.world.proxies[name].address)
-            if found["shards"] != wanted:
-                return f"{name} serves {found['shards']} instead of {wanted}"
-            if found["engine"]["tablets"] != len(wanted):
-                return f"{name} has {found['engine']['tablets']} tablets of {len(wanted)} shards"
-            report = found["report"]
-            if report["changes"] or report["kept"] or found["missing"]:
-                return f"{name} reports {report['changes']}, {report['kept']}, {found['missing']}"
-            files = self.world.directory / name
-            fences = files / "fences.json"
-            if fences.exists() and json.loads(fences.read_text())["fences"]:
-                return f"{name} has fences: {fences.read_text()}"
-            if left := [str(each) for each in files.glob("incoming/*")]:
-                return f"{name} has {left}"
-        return self._status_problem()
-
-    def _status_problem(self) -> str:
-        with Admin(self.world.addresses, timeout=30) as admin:
-            status = admin.status()
-        if status.jobs or status.advice:
-            return f"the status has {status.jobs}, {status.advice}"
-        live = [node for node in status.nodes if node.state != "removed"]
-        if sorted(node.name for node in live) != sorted(self.world.nodes):
-            return f"the status has nodes {live}"
-        bad = [node for node in live if node.state != "serving" or node.fenced or node.missing or node.kept]
-        return f"the status says {bad}" if bad else ""
+        return left_over(self.world)
 
     def _check_after_crash(self) -> int:
         """All nodes die at once, and come back with all that was acknowledged."""
@@ -414,6 +383,52 @@ class Storm:
         for faults in self.faults:
             found += Counter({f"fault: {kind}": number for kind, number in faults.counts.items()})
         return found
+
+
+def metas_of(world: WiredCluster) -> list[str]:
+    """The names of its metadata processes."""
+    return getattr(world, "metas", ["meta"])
+
+
+def left_over(world: WiredCluster) -> str:
+    """What a settled cluster should not have, in words; empty when all is well."""
+    shards = Meta(world.proxies[metas_of(world)[0]].address).topology().shards
+    if any(one.change is not None for one in shards.values()):
+        return "a shard is in a change"
+    for name in world.nodes:
+        wanted = {one.id: one.epoch for one in shards.values() if one.node == name}
+        if problem := _problem_of(world, name, wanted):
+            return problem
+    return _status_problem(world)
+
+
+def _problem_of(world: WiredCluster, name: str, wanted: dict[int, int]) -> str:
+    found = status_of(world.proxies[name].address)
+    if found["shards"] != wanted:
+        return f"{name} serves {found['shards']} instead of {wanted}"
+    if found["engine"]["tablets"] != len(wanted):
+        return f"{name} has {found['engine']['tablets']} tablets of {len(wanted)} shards"
+    report = found["report"]
+    if report["changes"] or report["kept"] or found["missing"]:
+        return f"{name} reports {report['changes']}, {report['kept']}, {found['missing']}"
+    files = world.directory / name
+    fences = files / "fences.json"
+    if fences.exists() and json.loads(fences.read_text())["fences"]:
+        return f"{name} has fences: {fences.read_text()}"
+    left = [str(each) for each in files.glob("incoming/*")]
+    return f"{name} has {left}" if left else ""
+
+
+def _status_problem(world: WiredCluster) -> str:
+    with Admin(world.addresses, timeout=30) as admin:
+        status = admin.status()
+    if status.jobs or status.advice:
+        return f"the status has {status.jobs}, {status.advice}"
+    live = [node for node in status.nodes if node.wish != "removed"]
+    if sorted(node.name for node in live) != sorted(world.nodes):
+        return f"the status has nodes {live}"
+    bad = [node for node in live if node.state != "serving" or node.fenced or node.missing or node.kept]
+    return f"the status says {bad}" if bad else ""
 
 
 def check_whole(topology: Topology, partition: str) -> None:
