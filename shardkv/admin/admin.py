@@ -151,6 +151,10 @@ class Admin:
         """What moving one shard means."""
         return self._plan(kind="move", shards=[shard], node=node, rate_bytes_s=rate_bytes_s)
 
+    def plan_merge(self, left: int, right: int, *, rate_bytes_s: int = 0) -> Plan:
+        """What has to move before two shards can become one: the smaller of them, unless they are on one node."""
+        return self._plan(kind="merge", shards=[left, right], rate_bytes_s=rate_bytes_s)
+
     @overload
     def rebalance(
         self,

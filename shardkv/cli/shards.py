@@ -135,5 +135,7 @@ def merge(admin: Admin, left: int, right: int, *, rate: float | None, no_wait: b
     Example:
       shardkv shard merge 3 4
     """
+    plan = admin.plan_merge(left, right, rate_bytes_s=bytes_a_second(rate))
+    show_plan(plan, json_wanted=json_wanted)
     job = admin.merge_shards(left, right, rate_bytes_s=bytes_a_second(rate))
-    return follow_job(admin, job, no_wait=no_wait, json_wanted=json_wanted)
+    return follow_job(admin, job, no_wait=no_wait, json_wanted=json_wanted, plan=plan)

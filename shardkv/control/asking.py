@@ -198,12 +198,16 @@ def split_shard(situation: Situation, arguments: dict[str, Any], wall_ms: int) -
 
 def merge_shards(situation: Situation, arguments: dict[str, Any], wall_ms: int) -> Answer:
     asked = _arguments(MergeShards, arguments)
-    left, right = asked.left, asked.right
-    found = [situation.topology.shards.get(each) for each in (left, right)]
-    if found[0] is not None and found[1] is not None and found[1].stop == found[0].start:
-        left, right = right, left
+    left, right = _in_token_order(situation, asked.left, asked.right)
     rate = _rate(asked.rate_bytes_s)
     return _with_job(situation, jobs.ask_merge(situation.topology, left, right, wall_ms, rate_bytes_s=rate))
+
+
+def _in_token_order(situation: Situation, one: int, other: int) -> tuple[int, int]:
+    """The same two, the one that stops where the other begins first."""
+    shards = situation.topology.shards
+    turned = one in shards and other in shards and shards[other].stop == shards[one].start
+    return (other, one) if turned else (one, other)
 
 
 # Keyspaces
@@ -289,7 +293,7 @@ def plan(situation: Situation, arguments: dict[str, Any]) -> Plan:
             jobs.ask_move(situation.topology, number, asked.node, 0)
             return _told(situation, [_move(situation, number, asked.node)], rate)
         case "merge":
-            left, right = _numbers(asked.shards, 2)
+            left, right = _in_token_order(situation, *_numbers(asked.shards, 2))
             jobs.ask_merge(situation.topology, left, right, 0)
             return _told(situation, _moves_of_merge(situation, left, right), rate)
 

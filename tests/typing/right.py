@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from shardkv import AsyncClient, Client, Limits, Missing, PartialCount, PartialDict, ShardKVError, WriteBatch
+from shardkv import Admin, AsyncClient, Client, Limits, Missing, PartialCount, PartialDict, ShardKVError, WriteBatch
+from shardkv.admin import Job, Keyspace, Plan
 
 
 def one_key(db: Client[bytes]) -> None:
@@ -118,3 +119,15 @@ async def awaited(db: AsyncClient[bytes]) -> None:
     async with AsyncClient(decode_responses=True) as other:
         assert_type(await other.get("k"), str | None)
     await db.close()
+
+
+def operators(admin: Admin) -> None:
+    assert_type(admin.rebalance(dry_run=True), Plan)
+    assert_type(admin.rebalance(moves_max=3), Job)
+    assert_type(admin.add_node(host="10.0.0.4", rebalance=False).node, str)
+    assert_type(admin.remove_node("node-1", accept_data_loss="node-1"), Job)
+    assert_type(admin.split_shard(1, at=b"m").state == "done", bool)
+    assert_type(admin.create_keyspace("people", partition="range", split_at=["m"]), Keyspace)
+    assert_type([shard.bytes for shard in admin.shards()], list[int | None])
+    assert_type([job.eta_s for job in admin.watch_job(1)], list[float | None])
+    assert_type(admin.status().advice, list[str])

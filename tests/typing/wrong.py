@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardkv import AsyncClient, Client, WriteBatch
+from shardkv import Admin, AsyncClient, Client, WriteBatch
 
 
 def mistakes(db: Client[bytes], text: Client[str], batch: WriteBatch) -> None:
@@ -29,3 +29,9 @@ async def more(db: AsyncClient[bytes]) -> None:
     rows = await db.scan()  # wrong
     value: bytes | None = db.get("k")  # wrong
     print(rows, value)
+
+
+def operators(admin: Admin) -> None:
+    admin.create_keyspace("people", partition="list")  # wrong
+    admin.rebalance(dry_run=True).state  # wrong
+    admin.move_shard("1", "node-2")  # wrong

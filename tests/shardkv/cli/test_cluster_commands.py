@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,3 +178,30 @@ def test_without_a_cluster_the_commands_say_so(tmp_path: Path) -> None:
         )
         assert done.returncode == 3
         assert "was not reached" in done.stderr
+
+
+def test_a_node_of_another_host_joins_with_the_command_that_is_printed(world: ClusterWorld, tmp_path: Path) -> None:
+    asking = subprocess.Popen(
+        shardkv("cluster", "add-node", "--host", "127.0.0.1", "--json", "--router", world.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stderr is not None
+    assert asking.stderr.readline() == "Run this on 127.0.0.1:\n"
+    printed = shlex.split(asking.stderr.readline())
+    printed[printed.index("--data-dir") + 1] = str(tmp_path / "far")
+    node = subprocess.Popen([*shardkv(), *printed[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        out, _ = asking.communicate(timeout=60)
+        assert asking.returncode == 0
+        found = json.loads(out)
+        name = found["added"][0]["node"]
+        assert [job["state"] for job in found["jobs"]] == ["done"]
+        assert name not in world.records()
+        removed = run(world, "cluster", "remove-node", name).stdout
+        assert "has nothing left: stop it on" in removed
+        everything_is_there(world)
+    finally:
+        node.terminate()
+        node.wait(20)
