@@ -116,7 +116,7 @@ def test_jobs_are_steered_and_end_with_their_exit_code(world: ClusterWorld) -> N
     out = run(world, "cluster", "add-node", "--host", "10.1.2.3", "--no-wait")
     name = out.stdout.partition("Added ")[2].partition(";")[0]
     assert f"--name {name} --meta 127.0.0.1:" in out.stderr
-    assert "docs/operations.md" in out.stderr
+    assert "cannot reach it: see docs/" in out.stderr
     job = str(told(world, "job", "list")["jobs"][-1]["id"])
     until(lambda: "has not joined yet" in run(world, "job", "show", job).stdout)
     assert told(world, "job", "pause", job)["state"] == "paused"
@@ -188,7 +188,7 @@ def test_a_node_of_another_host_joins_with_the_command_that_is_printed(world: Cl
         text=True,
     )
     assert asking.stderr is not None
-    assert asking.stderr.readline() == "Run this on 127.0.0.1:\n"
+    assert asking.stderr.readline().startswith("Run this on 127.0.0.1")
     printed = shlex.split(asking.stderr.readline())
     printed[printed.index("--data-dir") + 1] = str(tmp_path / "far")
     node = subprocess.Popen([*shardkv(), *printed[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
