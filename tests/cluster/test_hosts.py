@@ -151,6 +151,41 @@ def test_each_machine_in_turn_is_unplugged(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+def test_a_machine_that_was_lost_has_its_shards_when_it_is_back(tmp_path: Path) -> None:
+    with hosts_world(tmp_path, metas=3, etcds=3) as world:
+        world.start()
+        with load(world, seed=8) as hot:
+            lost = world.on("host-2")
+            assert {"etcd-2", "meta-2", "node-2", "router-2"} == {*lost}
+            world.kill(*lost)
+            goes_on(hot)
+            until(lambda: says_what_to_do(world), timeout_s=30, what="status says what is lost")
+            with world.client(timeout=2) as db:
+                outcomes = {outcome(db, key) for key in list(ROWS)[:40]}
+            assert outcomes == {"served", "ShardUnavailable"}
+            for name in lost:
+                world.restart(name)
+            world.wait_serving()
+            until(lambda: status_is_well(world), timeout_s=30, what="all is well again")
+
+
+def says_what_to_do(world: Hosts) -> bool:
+    with world.admin(timeout=20) as admin:
+        advice = " ".join(admin.status().advice)
+    return "node-2 does not answer" in advice and "see on host-2 that it runs" in advice
+
+
+def outcome(db: Client[bytes], key: bytes) -> str:
+    """Whether a key is served, or the name of the error."""
+    try:
+        assert db.get(key) == ROWS[key]
+    except ShardKVError as error:
+        return type(error).__name__
+    return "served"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_machine_is_drained_and_taken_away(tmp_path: Path) -> None:
     with hosts_world(tmp_path, hosts=4, nodes=4, routers=(1, 4)) as world:
         world.start()
@@ -183,6 +218,7 @@ def test_a_move_between_machines_that_are_cut_off_from_each_other_ends_well(tmp_
         world.start(stop_at={stopping: f"{step}:STOP"})
         with load(world, seed=5) as hot:
             with world.admin(timeout=20) as admin:
+                admin.change_settings(stuck_ms=8_000)
                 shard = next(each for each in admin.shards() if each.node == source)
                 job = admin.move_shard(shard.id, target)
             until(lambda: world.is_stopped(stopping), what=f"{stopping} is at {step}")
