@@ -23,7 +23,7 @@ from tests.worlds.cluster import cluster_world
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-UNITS = sorted((ROOT / "configs" / "systemd").glob("*.service"))
+UNITS = sorted((ROOT / "configs" / "systemd").rglob("*.service"))
 
 
 def steps() -> Iterator[tuple[str, str]]:
