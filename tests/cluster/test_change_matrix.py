@@ -7,9 +7,10 @@ Cases are (kind, step, fault). The process whose step it is stops there, the fau
     meta      kill -9 of the metadata process
     router    kill -9 of the router
     late      nothing dies; the process stands still for longer than the fence's watchdog, cut off from everybody
+    cancel    nothing dies; a person cancels the job
 
-After each: the job is done, everything acknowledged is there, one owner per shard, nothing left over, and the status of
-the cluster says so. A tenth of the cases is run by default.
+After each: the job is done (or cancelled), everything acknowledged is there, one owner per shard, nothing left over,
+and the status of the cluster says so. A tenth of the cases is run by default.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from shardkv import Admin
+from shardkv.errors import InvalidArgument
 from shardkv_node.changes.stops import VARIABLE
 from tests.worlds.changes import Meta
 from tests.worlds.cluster import until
@@ -42,19 +45,21 @@ CASES = [
     *(
         ("move", step, fault)
         for step in (*SOURCE, *TARGET, *TARGET_END)
-        for fault in ("peer", "both", "meta", "router", "late")
+        for fault in ("peer", "both", "meta", "router", "late", "cancel")
     ),
     *(
         (kind, f"owner.{step}", fault)
         for kind in ("split", "merge")
         for step in OWNER
-        for fault in ("both", "meta", "router", "late")
+        for fault in ("both", "meta", "router", "late", "cancel")
     ),
 ]
 DEFAULT = {
     ("move", "source.fenced", "peer"),
     ("move", "source.fencing", "both"),
     ("move", "source.drop", "peer"),
+    ("move", "source.fenced", "cancel"),
+    ("split", "owner.fenced", "cancel"),
     ("move", "target.fence", "meta"),
     ("move", "target.commit", "both"),
     ("move", "target.commit", "late"),
@@ -85,6 +90,8 @@ class Case:
         self.world = world
         self.kind = kind
         self.step = step
+        self.job = 0
+        self.ends: tuple[str, ...] = ("done",)
         self.admin = Admin(world.addresses, timeout=60)
         self.writers = [Writer(number, world.addresses, seed=time.time_ns()) for number in range(WRITERS)]
         shards = {one.id: one for one in self.admin.shards()}
@@ -101,16 +108,15 @@ class Case:
         left, right = (next(one for one in self.admin.shards() if one.id == each) for each in made.done)
         return left, right
 
-    def begin(self) -> int:
-        """The job, once the process stands still at the step."""
+    def begin(self) -> None:
+        """Until the process stands still at the step."""
         self.world.kill(self.stopped)
         self.world.restart(self.stopped, **{VARIABLE: f"{self.step}:STOP"})
         self.world.wait_serving()
         for writer in self.writers:
             writer.start()
-        job = self._ask()
+        self.job = self._ask()
         until(self._is_stopped, timeout_s=30, what=f"{self.stopped} stops at {self.step}")
-        return job
 
     def _ask(self) -> int:
         if self.kind == "move":
@@ -127,6 +133,9 @@ class Case:
         if fault == "late":
             self._be_late()
             return
+        if fault == "cancel":
+            self._cancel()
+            return
         victims = {"peer": [self.peer], "both": [self.peer, self.stopped], "meta": ["meta"], "router": ["router-1"]}
         for name in victims[fault]:
             self.world.kill(name)
@@ -134,6 +143,12 @@ class Case:
             self.world.restart(name)
         if self.stopped not in victims[fault]:
             self.world.signal(self.stopped, signal.SIGCONT)
+
+    def _cancel(self) -> None:
+        with suppress(InvalidArgument):  # it is done
+            self.admin.cancel_job(self.job)
+            self.ends = ("cancelled", "done")
+        self.world.signal(self.stopped, signal.SIGCONT)
 
     def _be_late(self) -> None:
         proxy = self.world.proxies[self.stopped]
@@ -143,10 +158,10 @@ class Case:
         time.sleep(0.3)
         self.world.wires.do(proxy.heal)
 
-    def end(self, job: int) -> None:
+    def end(self) -> None:
         self.world.wait_serving()
-        done = self.admin.wait_job(job, timeout=60)
-        assert done.state == "done", done
+        ended = self.admin.wait_job(self.job, timeout=60)
+        assert ended.state in self.ends, ended
         for writer in self.writers:
             writer.stop()
         for writer in self.writers:
@@ -189,9 +204,9 @@ class Case:
 def test_a_job_ends_whoever_dies_at_any_step(world: WiredCluster, kind: str, step: str, fault: str) -> None:
     case = Case(world, kind, step)
     try:
-        job = case.begin()
+        case.begin()
         case.strike(fault)
-        case.end(job)
+        case.end()
     except BaseException as error:
         error.add_note(f"{left_over(world)}\n{world.logs()}")
         raise

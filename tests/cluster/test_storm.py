@@ -20,7 +20,7 @@ RUNS = int(os.environ.get("SHARDKV_STORM_RUNS", "50"))
 SHORT = [
     Weather(1, "hash", seconds=4),
     Weather(2, "range", faults=True, seconds=5),
-    Weather(3, "hash", "etcd", faults=True, seconds=5),
+    Weather(3, "hash", "etcd", faults=True, seconds=5, two_controllers=True),
 ]
 
 

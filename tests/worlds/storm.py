@@ -39,7 +39,7 @@ JOB_PATIENCE_S = 90.0
 WATCHDOG_S = (2.3, 3.2)
 """A node that is stopped for so long has a fence beyond `fence_abort_ms`, or a change beyond its target's patience."""
 APART_S = (0.3, 1.5)
-FAULTS = (*KINDS, *2 * ("kill", "freeze long", "kill meta"), *4 * ("apart from meta",))
+FAULTS = (*KINDS, *2 * ("kill", "freeze long", "kill meta"), "freeze meta", *4 * ("apart from meta",))
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,21 @@ class Weather:
     bug: str = ""
     """Of all nodes, from tests/worlds/buggy_node.py."""
     only_moves: bool = False
+    two_controllers: bool = False
+    """Both metadata processes control the cluster, at the same time (etcd)."""
     fault_kinds: tuple[str, ...] = FAULTS
 
     def __str__(self) -> str:
-        return f"{self.partition}, {self.store}, {'faults' if self.faults else 'no faults'}, seed {self.seed}"
+        controllers = ", two controllers" if self.two_controllers else ""
+        faults = "faults" if self.faults else "no faults"
+        return f"{self.partition}, {self.store}{controllers}, {faults}, seed {self.seed}"
 
 
 def forecast(seed: int, seconds: float) -> Weather:
     """The run of a seed: each kind of partition and store, two of three with faults."""
     store = "etcd" if seed % 5 == 4 else "embedded"
-    return Weather(seed, ("hash", "range")[seed % 2], store, seed % 3 != 0, seconds)
+    two = store == "etcd" and seed % 4 > 1
+    return Weather(seed, ("hash", "range")[seed % 2], store, seed % 3 != 0, seconds, two_controllers=two)
 
 
 @contextmanager
@@ -86,6 +91,8 @@ def _set_up(world: WiredCluster, weather: Weather) -> None:
     world.split_meta_links()
     if weather.bug:
         world.run_instead("shardkv_node", "tests.worlds.buggy_node", weather.bug)
+    if weather.two_controllers:
+        world.run_instead("shardkv", "tests.worlds.rash_meta")
     world.start()
 
 
@@ -244,12 +251,22 @@ class Faults(Worker):
         elif kind == "apart from meta":
             self.counts[kind] += 1
             self.apart([name, self._rng.choice(self._world.routers)], self._rng.uniform(*APART_S))
+        elif kind == "freeze meta":
+            self.counts[kind] += 1
+            self._freeze_meta()
         elif kind == "kill meta":
             self.counts[kind] += 1
             self._nemesis.strike("kill", self._rng.choice(self._storm.metas))
         else:
             self.counts[kind] += 1
             self._nemesis.strike(kind, name)
+
+    def _freeze_meta(self) -> None:
+        """For longer than a controller's lease."""
+        name = self._rng.choice(self._storm.metas)
+        self._world.signal(name, signal.SIGSTOP)
+        time.sleep(self._rng.uniform(*WATCHDOG_S))
+        self._world.signal(name, signal.SIGCONT)
 
     def apart(self, names: Sequence[str], seconds: float) -> None:
         """What these know of the topology stands still."""

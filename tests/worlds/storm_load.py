@@ -2,6 +2,7 @@
 
     writers     put, delete and batch on keys of their own; compared with the store whenever nobody writes
     hot keys    gets, puts, deletes and conditional writes of many on few; histories are checked for linearizability
+    batches     over many shards, sent again after others have overwritten them; and many rows deleted as a range
     counters    each step is sent again, at once or much later, under the same token: it must count once
     readers     scans forward and in reverse, in pages with cursors, counts and gets over rows that nobody changes,
                 among keys that others change, and rows that were deleted before: these must never be seen again
@@ -17,7 +18,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from shardkv import Client
@@ -26,7 +27,7 @@ from shardkv.errors import OutcomeUnknown, ShardKVError
 from shardkv.limits import DEFAULT_LIMITS
 from shardkv.transport.address import parse_address
 from shardkv.wire.hello import Identity
-from shardkv.wire.messages import Kind, Op, RawReply, Token, Write, decode_write_reply, raw, reply_error
+from shardkv.wire.messages import Kind, Op, RawReply, Token, Write, WriteReply, decode_write_reply, raw, reply_error
 from tests.worlds.history import Writer
 from tests.worlds.hot_keys import REFUSALS, HotKeys, check_versions
 from tests.worlds.linearizability import Register, check
@@ -39,7 +40,9 @@ HOT_KEYS = (b"0hot", b"a hot", b"hot", b"last hot", b"very hot", b"~")
 WRITERS, READERS, LANES = 4, 2, 12
 TIMEOUT_S = 20.0
 PATIENCE_S = 40.0
+SEND_TIMEOUT_S = 10.0
 PAGE_ROWS = 97
+MANY = 25
 
 
 def _named(middle: bytes, count: int) -> list[bytes]:
@@ -151,60 +154,39 @@ class Reader(Worker):
             client.close()
 
 
-class Counters(Worker):
-    """One lane of tokens for each counter. What a lane sent last is sent again until the lane goes on."""
+class Sender(Worker):
+    """Sends writes under tokens of its own, through any router."""
 
-    def __init__(self, addresses: Sequence[str], *, seed: int, faults: bool) -> None:
-        super().__init__("counters", faults=faults)
-        self._rng = random.Random(f"{seed} counters")
+    def __init__(self, name: str, addresses: Sequence[str], *, seed: int, faults: bool) -> None:
+        super().__init__(name, faults=faults)
+        self._rng = random.Random(f"{seed} {name}")
         self._addresses = list(addresses)
         self._connections: dict[str, Connection] = {}
-        self._lanes = [(b"%c-count-%d" % (STARTS[n % len(STARTS)], n), secrets.token_bytes(16)) for n in range(LANES)]
-        self.sums = dict.fromkeys((key for key, _ in self._lanes), 0)
-        """What is acknowledged; the last step of a lane may be not."""
-        self._open: dict[bytes, int] = {}
 
-    def step(self) -> None:
-        key, lane = self._rng.choice(self._lanes)
-        if key in self._open:
-            self._send(key, lane, self._open[key], again=True)
-        elif self.sums[key] and self._rng.random() < 0.6:
-            self._send(key, lane, self.sums[key], again=True)
-            self.counts["sent again"] += 1
-        else:
-            self._open[key] = self.sums[key] + 1
-            self._send(key, lane, self._open[key], again=False)
-        time.sleep(self._rng.random() * 0.01)
-
-    def _send(self, key: bytes, lane: bytes, number: int, *, again: bool) -> None:
-        write = Write(Token(lane, number, again), None, int(Kind.INCR), [key], [b"1"], want_existed=False)
+    def send(self, write: Write, what: str) -> WriteReply | None:
+        """The answer; None when it failed as it may under faults."""
         address = self._rng.choice(self._addresses)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SEND_TIMEOUT_S
         try:
             told: object = self._connection(address, deadline).ask(Op.WRITE, raw(write), deadline)
         except (OSError, ShardKVError) as error:
             told = error
-        what = f"step {number} of counter {key!r}, again: {again}"
         if not isinstance(told, RawReply):
             assert self.faults, f"{what}: {told!r}"
             self._forget(address)
-            self.counts["count failed"] += 1
-            return
+            return None
         if told.status:
             error = reply_error(told.payload)
             expected = (*REFUSALS, OutcomeUnknown) if self.faults else ()
             assert isinstance(error, expected), f"{what}: {error!r}"
-            self.counts["count failed"] += 1
-            return
-        got = decode_write_reply(told.payload).number
-        assert got == number, f"{what}, came to {got}: it was made twice, or lost"
-        self.counts["counted"] += 1
-        self.sums[key] = number
-        self._open.pop(key, None)
+            return None
+        found: WriteReply = decode_write_reply(told.payload)
+        assert self.faults or not found.problems, f"{what}: {found.problems}"
+        return found if not found.problems else None
 
     def _connection(self, address: str, deadline: float) -> Connection:
         if address not in self._connections:
-            me = Identity("client", "counters")
+            me = Identity("client", self.name.replace(" ", "-"))
             self._connections[address] = Connection.open(
                 parse_address(address), me=me, keyspace="default", limits=DEFAULT_LIMITS, deadline=deadline
             )
@@ -215,6 +197,45 @@ class Counters(Worker):
         if connection is not None:
             connection.close()
 
+    def close(self) -> None:
+        for address in list(self._connections):
+            self._forget(address)
+
+
+class Counters(Sender):
+    """One lane of tokens for each counter. What a lane sent last is sent again until the lane goes on."""
+
+    def __init__(self, addresses: Sequence[str], *, seed: int, faults: bool) -> None:
+        super().__init__("counters", addresses, seed=seed, faults=faults)
+        self._lanes = [(b"%c-count-%d" % (STARTS[n % len(STARTS)], n), secrets.token_bytes(16)) for n in range(LANES)]
+        self.sums = dict.fromkeys((key for key, _ in self._lanes), 0)
+        """What is acknowledged; the last step of a lane may be not."""
+        self._open: dict[bytes, int] = {}
+
+    def step(self) -> None:
+        key, lane = self._rng.choice(self._lanes)
+        if key in self._open:
+            self._count(key, lane, self._open[key], again=True)
+        elif self.sums[key] and self._rng.random() < 0.6:
+            self._count(key, lane, self.sums[key], again=True)
+            self.counts["sent again"] += 1
+        else:
+            self._open[key] = self.sums[key] + 1
+            self._count(key, lane, self._open[key], again=False)
+        time.sleep(self._rng.random() * 0.01)
+
+    def _count(self, key: bytes, lane: bytes, number: int, *, again: bool) -> None:
+        write = Write(Token(lane, number, again), None, int(Kind.INCR), [key], [b"1"], want_existed=False)
+        what = f"step {number} of counter {key!r}, again: {again}"
+        told = self.send(write, what)
+        if told is None:
+            self.counts["count failed"] += 1
+            return
+        assert told.number == number, f"{what}, came to {told.number}: it was made twice, or lost"
+        self.counts["counted"] += 1
+        self.sums[key] = number
+        self._open.pop(key, None)
+
     def check(self, db: Client[bytes]) -> int:
         for key, total in self.sums.items():
             allowed = {total, self._open.get(key, total)}
@@ -222,9 +243,75 @@ class Counters(Worker):
             assert got in allowed, f"counter {key!r} is {got}; acknowledged were {total}"
         return len(self.sums)
 
+
+class Batches(Sender):
+    """Batches over many shards, overwritten by another lane, then sent again: the overwritten must not come back. And
+    many rows deleted as a range."""
+
+    def __init__(self, addresses: Sequence[str], *, seed: int, faults: bool) -> None:
+        super().__init__("batches", addresses, seed=seed, faults=faults)
+        self._keys = [b"%c-batch" % start for start in STARTS]
+        self._lanes = [secrets.token_bytes(16) for _ in range(2)]
+        self._number = 0
+        self._db = Client(self._addresses, timeout=TIMEOUT_S)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """What may be there."""
+        return [*self._keys, *(key for start in STARTS for key in self._many(start))]
+
+    def step(self) -> None:
+        if self._rng.random() < 0.3:
+            self._delete_range()
+        else:
+            self._overwrite()
+        time.sleep(self._rng.random() * 0.05)
+
+    def _overwrite(self) -> None:
+        self._number += 1
+        first = self._batch(0, b"first-%d" % self._number, again=False)
+        second = self._batch(1, b"second-%d" % self._number, again=False)
+        time.sleep(self._rng.random() * 0.5)
+        if first and second and self._batch(0, b"first-%d" % self._number, again=True):
+            with suppress(*(REFUSALS if self.faults else ())):
+                found = self._db.get_many(self._keys)
+                wrong = {key: value for key, value in found.items() if value != b"second-%d" % self._number}
+                assert not wrong, f"a batch that was sent again was written again: {wrong}, batch {self._number}"
+                self.counts["batches sent again"] += 1
+
+    def _batch(self, lane: int, value: bytes, *, again: bool) -> bool:
+        """Whether it is acknowledged; under faults one that is not is sent again."""
+        for attempt in range(10):
+            token = Token(self._lanes[lane], self._number, again or attempt > 0)
+            write = Write(token, None, int(Kind.PUT), self._keys, [value] * len(self._keys), want_existed=False)
+            if self.send(write, f"batch {value!r}, again: {again}") is not None:
+                return True
+            if self._ending.is_set():
+                break
+        return False
+
+    def _delete_range(self) -> None:
+        start = self._rng.choice(STARTS)
+        keys = self._many(start)
+        try:
+            self._db.delete_range(prefix=b"%c-many-" % start)
+            self._db.put_many(dict.fromkeys(keys, b"many"))
+            deleted = self._db.delete_range(prefix=b"%c-many-" % start)
+            left = list(self._db.scan(prefix=b"%c-many-" % start))
+        except (*REFUSALS, OutcomeUnknown):
+            if not self.faults:
+                raise
+            return
+        assert not left, f"deleted as a range, and still there: {left[:3]}"
+        assert deleted == len(keys) or self.faults, f"{deleted} of {len(keys)} rows were there to be deleted"
+        self.counts["ranges deleted"] += 1
+
+    def _many(self, start: int) -> list[bytes]:
+        return [b"%c-many-%02d" % (start, number) for number in range(MANY)]
+
     def close(self) -> None:
-        for address in list(self._connections):
-            self._forget(address)
+        super().close()
+        self._db.close()
 
 
 class StormLoad:
@@ -237,23 +324,26 @@ class StormLoad:
         self.rows = {key: b"%d" % number * 20 for number, key in enumerate(_named(STILL, ROWS))}
         ghosts = _named(GHOST, GHOSTS)
         with world.client(timeout=TIMEOUT_S) as db:
-            db.put_many(self.rows)
+            db.put_many(dict(list(self.rows.items())[::2]))
+            db.put_many(dict(list(self.rows.items())[1::2]), ttl=3600)
             db.put_many(dict.fromkeys(ghosts, b"a ghost"))
-            assert db.delete_many(ghosts) == GHOSTS
+            assert db.delete_many(ghosts[::2]) == GHOSTS // 2
+            db.put_many(dict.fromkeys(ghosts[1::2], b"a ghost"), ttl=0.01)
         addresses = world.addresses
         self.writers = [Writer(number, addresses, seed=seed) for number in range(WRITERS)]
         self.hot = HotKeys(addresses, HOT_KEYS, seed=seed, threads=6, tasks=6)
         self.readers = [Reader(number, addresses, self.rows, seed=seed, faults=faults) for number in range(READERS)]
         self.counters = Counters(addresses, seed=seed, faults=faults)
+        self.batches = Batches(addresses, seed=seed, faults=faults)
         self._stopped = False
 
     def start(self) -> None:
-        for one in (*self.writers, *self.readers, self.counters, self.hot):
+        for one in (*self.writers, *self.readers, self.counters, self.batches, self.hot):
             one.start()
 
     @property
     def surprises(self) -> list[BaseException]:
-        workers = (*self.writers, *self.readers, self.counters, self.hot)
+        workers = (*self.writers, *self.readers, self.counters, self.batches, self.hot)
         return [surprise for one in workers for surprise in one.surprises]
 
     def stop(self) -> None:
@@ -261,15 +351,14 @@ class StormLoad:
         if self._stopped:
             return
         self._stopped = True
-        threads = (*self.writers, *self.readers, self.counters)
+        threads = (*self.writers, *self.readers, self.counters, self.batches)
         for one in threads:
             one.stop()
         for one in threads:
             one.join(PATIENCE_S)
             assert not one.is_alive(), "a call did not end within its timeout"
-        stops: tuple[Callable[[], None], ...] = (*(one.close for one in self.readers), self.counters.close)
-        for close in stops:
-            close()
+        for one in (*self.readers, self.counters, self.batches):
+            one.close()
         self._raise_surprises()
         self.hot.stop()
         self._raise_surprises()
@@ -297,7 +386,7 @@ class StormLoad:
             expected = {
                 key for writer in self.writers for key, one in writer.expected.items() if one.settled is not None
             }
-            others = there.keys() - expected - set(HOT_KEYS) - self.counters.sums.keys()
+            others = there.keys() - expected - set(HOT_KEYS) - self.counters.sums.keys() - set(self.batches.keys)
             assert not others, f"keys are there that were deleted, or never written: {sorted(others)[:5]}"
             assert expected <= there.keys(), f"a scan misses {sorted(expected - there.keys())[:5]}"
         return keys + len(self.rows)
@@ -309,7 +398,7 @@ class StormLoad:
         found["writes refused"] = sum(writer.refused for writer in self.writers)
         found["writes unknown"] = sum(writer.unknown for writer in self.writers)
         found["operations in histories"] = self.hot.counts.total()
-        for one in (*self.readers, self.counters):
+        for one in (*self.readers, self.counters, self.batches):
             found += one.counts
         with suppress(KeyError):
             del found["last scan"]

@@ -126,6 +126,14 @@ class WiredCluster:
         self.restart(name)
         self.nodes.append(name)
 
+    def add_process(self, name: str, *, like: str, data_dir: Path) -> None:
+        """Start a second process of a node's name, on another directory and port."""
+        command = list(self._commands[like])
+        command[command.index("--data-dir") + 1] = str(data_dir)
+        command[command.index("--port") + 1] = str(_port())
+        self._commands[name] = command
+        self.restart(name)
+
     def retire_node(self, name: str) -> None:
         """End a node for good."""
         self.nodes.remove(name)
