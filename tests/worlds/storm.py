@@ -38,8 +38,9 @@ LANES = 2
 JOB_PATIENCE_S = 90.0
 WATCHDOG_S = (2.3, 3.2)
 """A node that is stopped for so long has a fence beyond `fence_abort_ms`, or a change beyond its target's patience."""
-APART_S = (0.3, 1.5)
-FAULTS = (*KINDS, *2 * ("kill", "freeze long", "kill meta"), "freeze meta", *4 * ("apart from meta",))
+APART_S = (0.5, 1.5)
+APART_WAIT_S = 2.0
+FAULTS = (*KINDS, *2 * ("kill", "freeze long", "kill meta"), "freeze meta", *2 * ("apart from meta", "source apart"))
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,8 @@ class Faults(Worker):
         elif kind == "apart from meta":
             self.counts[kind] += 1
             self.apart([name, self._rng.choice(self._world.routers)], self._rng.uniform(*APART_S))
+        elif kind == "source apart":
+            self._source_apart()
         elif kind == "freeze meta":
             self.counts[kind] += 1
             self._freeze_meta()
@@ -260,6 +263,17 @@ class Faults(Worker):
         else:
             self.counts[kind] += 1
             self._nemesis.strike(kind, name)
+
+    def _source_apart(self) -> None:
+        """The source of a move that has just begun, and a router, do not hear how it ends."""
+        end = time.monotonic() + APART_WAIT_S
+        while time.monotonic() < end and not self._ending.is_set():
+            moves = [one for one in self._storm.topology().shards.values() if one.change and one.change.target]
+            if moves:
+                self.counts["source apart"] += 1
+                time.sleep(self._rng.uniform(0.05, 0.5))
+                self.apart([moves[0].node, self._rng.choice(self._world.routers)], self._rng.uniform(1.0, 2.0))
+                return
 
     def _freeze_meta(self) -> None:
         """For longer than a controller's lease."""
