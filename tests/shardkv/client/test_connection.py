@@ -69,7 +69,7 @@ def test_what_a_peer_does_not_read_was_not_sent_at_the_deadline(
     pair: tuple[Connection, socket.socket], count: int
 ) -> None:
     connection, _ = pair
-    lost = ask(connection, [raw(b"small")] * (count - 1) + [LARGE], 0.1)
+    lost = ask(connection, [raw(b"small")] * (count - 1) + [LARGE], 0.5)
     assert [(one.sent, one.timed_out) for one in lost if isinstance(one, Lost)] == [(True, True), (False, True)][
         -count:
     ]
