@@ -14,6 +14,8 @@ from tests.worlds.changes import SMALL, Load, Meta, check_owners, status_of, sti
 from tests.worlds.cluster import until
 from tests.worlds.wired_cluster import WiredCluster, wired_cluster
 
+CONFIG = SMALL + "\n[node]\nfence_abort_ms = 15000\n"
+"""No change is given up because the machine is busy."""
 RATE = 100_000
 BURST_BYTES = 400_000
 """The first piece comes at once, and it is as large as a table."""
@@ -21,7 +23,7 @@ BURST_BYTES = 400_000
 
 @pytest.fixture(params=["hash", "range"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WiredCluster]:
-    with wired_cluster(tmp_path, partition=request.param, nodes=2, routers=2, config=SMALL) as found:
+    with wired_cluster(tmp_path, partition=request.param, nodes=2, routers=2, config=CONFIG) as found:
         try:
             yield found
         except BaseException as error:
@@ -111,7 +113,7 @@ def test_a_move_keeps_to_its_rate_and_ships_nothing_while_it_is_paused(world: Wi
 
 def test_a_store_that_went_back_changes_nothing(tmp_path: Path) -> None:
     """An old copy of the metadata store in place of the real one: nodes go on as they were, and lose nothing."""
-    with wired_cluster(tmp_path, partition="hash", nodes=2, routers=1, config=SMALL) as world:
+    with wired_cluster(tmp_path, partition="hash", nodes=2, routers=1, config=CONFIG) as world:
         meta, rows = Meta(world.proxies["meta"].address), still_rows()
         with world.client(timeout=20) as db:
             db.put_many(rows)
