@@ -23,11 +23,13 @@ from shardkv.errors import (
 from shardkv.metadata import register
 from shardkv.metadata.client import MetaClient
 from shardkv.metadata.leading import LEADER_KEY
+from shardkv.metadata.listing import Listing, listed
 from shardkv.metadata.register import register_node, register_router, sign_off_router
 from shardkv.topology.documents import KeyspaceDocument, RouterDocument, encode_document
 from shardkv.wire.hello import Identity
 from shardkv.wire.messages import MetaCompare, MetaPut, MetaTxn, MetaTxnReply, MetaWatch, Op, decode_meta_entries
 from tests.shardkv.metadata.world import Follower, meta_client, meta_world, node_document
+from tests.worlds.proxy import fault_proxy
 
 Story = Callable[[Path], Coroutine[Any, Any, None]]
 
@@ -372,5 +374,46 @@ def test_of_two_starts_at_once_the_second_to_arrive_sees_the_first(
             monkeypatch.setattr(register, "_known", known)
             with pytest.raises(StoreMismatch, match="old copy"):
                 await register_node(client, node_document("node-1", incarnation=6))
+
+    run(story, tmp_path)
+
+
+def test_of_several_addresses_one_that_falls_silent_is_left(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with (
+            meta_world(directory) as world,
+            fault_proxy("127.0.0.1", world.port) as silent,
+            fault_proxy("127.0.0.1", world.port) as other,
+            meta_client(world.address) as writer,
+        ):
+            other.refuse()
+            client = MetaClient([silent.address, other.address], me=lambda: Identity("node", "node-1"))
+            client.start()
+            follower = Follower(client)
+            await follower.until(lambda view: view.cluster is not None)
+            other.heal()
+            silent.mute()
+            await register_node(writer, node_document("node-2"))
+            async with asyncio.timeout(8):
+                await follower.until(lambda view: "node-2" in view.nodes)
+            await follower.stop()
+            await client.close()
+
+    run(story, tmp_path)
+
+
+def test_metadata_processes_are_listed_while_they_are_wanted(tmp_path: Path) -> None:
+    async def story(directory: Path) -> None:
+        async with meta_world(directory) as world:
+            first, second, again = (Listing(world.store, name) for name in ("meta-1", "meta-2", "meta-1"))
+            await second.begin("10.0.0.2:7401")
+            await first.begin("10.0.0.1:7401")
+            await world.service.view.reached((await world.store.read("")).revision)
+            assert listed(world.service.view) == ["10.0.0.1:7401", "10.0.0.2:7401"]
+            await again.begin("10.0.0.9:7401")
+            await first.end()
+            await second.end()
+            await world.service.view.reached((await world.store.read("")).revision)
+            assert listed(world.service.view) == ["10.0.0.9:7401"]
 
     run(story, tmp_path)
