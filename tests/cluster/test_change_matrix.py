@@ -181,8 +181,8 @@ class Case:
         self.world.heal()
         for writer in self.writers:
             writer.stop()
+        self.world.kill(self.stopped)  # it must not stop there once more
         for name in self.world.nodes:
-            self.world.signal(name, signal.SIGCONT)
             if not self.world.runs(name):
                 self.world.restart(name)
         self.world.wait_serving()
