@@ -14,6 +14,8 @@ from shardkv.topology.documents import PlannedMove
 
 ASSUMED_BYTES_S = 100_000_000
 """For an ETA where no rate is set."""
+SHARD_BYTES = 64 * 1024
+"""What a shard weighs beside its bytes, at least: nodes of a cluster that is next to empty get equal counts."""
 SWAPS_LOOKED_AT = 40
 """Shards of a node that are tried against those of another; the ones with most load."""
 
@@ -102,7 +104,7 @@ class _Board:
         self.ops = dict.fromkeys(self.weights, 0.0)
         self.held = {name: [] for name in self.weights}
         self.moves = []
-        self._least = max(1.0, sum(shard.bytes for shard in self.shards) / (100 * len(self.shards) or 1))
+        self._least = max(SHARD_BYTES, sum(shard.bytes for shard in self.shards) / (100 * len(self.shards) or 1))
         for shard in self.shards:
             if shard.node in self.weights:
                 self.weights[shard.node] += self.weight(shard)
