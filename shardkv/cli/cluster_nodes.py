@@ -117,11 +117,12 @@ def _how_to_start(admin: Admin, names: list[str], host: str) -> str:
 
     meta = admin.status().meta
     addresses = ",".join(meta) or f"META-HOST:{META_PORT}"
-    lines = [f"Run this on {host}, with --config and the file that the other nodes are given, if they are given one:"]
+    lines = [f"Run this on {host}:"]
     for name, port in zip(names, _free_ports(admin, host), strict=False):
         command = ["shardkv", "node", "run", "--name", name, "--meta", addresses]
         command += ["--data-dir", f"/var/lib/shardkv/{name}", "--bind", host, "--port", str(port), "--insecure"]
         lines.append(f"  {shlex.join(command)}")
+    lines.append("With --config as well, if the other nodes are given a file.")
     if not is_loopback(host) and any(is_loopback(parse_address(each)[0]) for each in meta):
         lines.append(
             f"The metadata process listens on {addresses}, where {host} cannot reach it: see docs/several-machines.md."
