@@ -11,10 +11,13 @@ ATTEMPTS = 5
 SECONDS = 6.0
 APART = ("source apart",)
 """Who does not hear of a commit is where reads of a fenced shard are stale."""
+STALE = "had been seen before|not linearizable|read before written|rows that nobody changes"
+LOST = f"{STALE}|acknowledged was|a scan misses|applied by half|still there|were deleted"
+TWICE = "made twice, or lost|was written again"
 BUGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "reads-while-fenced": (APART, "had been seen before|not linearizable|rows that nobody changes|read before written"),
-    "drops-a-batch": ((), "acknowledged was|not linearizable|had been seen before|made twice, or lost|still there"),
-    "no-records": ((), "made twice, or lost|was written again"),
+    "reads-while-fenced": (APART, STALE),
+    "drops-a-batch": ((), f"{LOST}|{TWICE}"),
+    "no-records": ((), TWICE),
 }
 """Faults that bring each to light, and what a check then says."""
 
