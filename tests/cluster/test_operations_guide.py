@@ -45,7 +45,7 @@ def matches(shown: str, printed: str) -> bool:
 def test_the_sessions_of_the_guide_are_true(tmp_path: Path) -> None:
     binaries = Path(sys.executable).parent
     with cluster_world(tmp_path, "--nodes", "3") as world:
-        with world.client() as db:
+        with world.client(timeout=30) as db:
             db.put_many({f"user:{number}": "x" * 500 for number in range(2000)})
         environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "SHARDKV_ROUTER": world.address}
         (tmp_path / "shardkv-data").symlink_to(world.data_dir)
@@ -64,7 +64,7 @@ def test_the_sessions_of_the_guide_are_true(tmp_path: Path) -> None:
             assert matches(shown, done.stdout), f"{command} printed\n{done.stdout}"
             seen += 1
         assert seen >= 15
-        with world.client() as db:
+        with world.client(timeout=30) as db:
             assert db.count(prefix="user:") == 2000
 
 

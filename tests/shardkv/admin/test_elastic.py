@@ -123,7 +123,7 @@ def test_shards_are_moved_split_and_merged_under_writes(world: ClusterWorld) -> 
 
 
 def test_a_move_of_a_job_that_is_cancelled_leaves_the_shard_where_it_was(world: ClusterWorld) -> None:
-    with Admin(world.address) as admin, world.client() as db:
+    with Admin(world.address) as admin, world.client(timeout=30) as db:
         db.put_many({b"%03d" % number: b"x" * 4000 for number in range(KEYS)})
         shard = admin.shards()[0]
         other = next(node.name for node in admin.nodes() if node.name != shard.node)
@@ -137,7 +137,7 @@ def test_a_move_of_a_job_that_is_cancelled_leaves_the_shard_where_it_was(world: 
 
 
 def test_a_dead_node_is_given_up_only_by_its_name(world: ClusterWorld) -> None:
-    with Admin(world.address) as admin, world.client() as db:
+    with Admin(world.address) as admin, world.client(timeout=30) as db:
         admin.change_settings(away_ms=2000)
         db.put_many({b"%03d" % number: b"x" for number in range(KEYS)})
         mine = [shard.id for shard in admin.shards() if shard.node == "node-2"]

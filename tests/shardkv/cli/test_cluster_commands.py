@@ -21,7 +21,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     shape = ("--shards", "4") if request.param == "hash" else ("--split-at", "3", "--split-at", "5", "--split-at", "7")
     options = ("--nodes", "2", "--partition", request.param, *shape)
     with cluster_world(tmp_path_factory.mktemp("commands"), *options) as started:
-        with started.client() as db, Admin(started.address) as admin:
+        with started.client(timeout=30) as db, Admin(started.address) as admin:
             db.put_many({f"{number:03d}": "x" * 1000 for number in range(1000)})
             admin.change_settings(auto_split=False, auto_merge=False)
         yield started
@@ -47,7 +47,7 @@ def told(world: ClusterWorld, *arguments: str, code: int = 0) -> Any:
 
 
 def everything_is_there(world: ClusterWorld) -> None:
-    with world.client() as db:
+    with world.client(timeout=30) as db:
         assert [key for key, _ in db.scan()] == [b"%03d" % number for number in range(1000)]
 
 

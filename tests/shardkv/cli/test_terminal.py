@@ -151,7 +151,7 @@ def test_delete_range_asks_and_takes_no_for_an_answer(tmp_path, router):
 
 def test_a_job_shows_a_bar_and_goes_on_when_the_watching_is_interrupted(tmp_path):
     with cluster_world(tmp_path, "--nodes", "2", "--shards", "2") as world, Admin(world.address) as admin:
-        with world.client() as db:
+        with world.client(timeout=30) as db:
             db.put_many({f"{number:04d}": "x" * 4000 for number in range(1500)})
         until(lambda: (admin.shards()[0].bytes or 0) > 2_000_000, what="the node has measured it")
         shard = admin.shards()[0]
