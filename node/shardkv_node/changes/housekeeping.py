@@ -75,6 +75,8 @@ class Housekeeping:
         """Shards of which tablets are kept that are not served, and why."""
         self._missing: dict[int, str] = {}
         self._stretch_began = 0.0
+        self._removing: set[asyncio.Task[None]] = set()
+        """Of files that were fetched for changes that are over."""
 
     # Views
 
@@ -121,6 +123,8 @@ class Housekeeping:
         """End all work; what is on disk is gone on with, or given up, by the next start."""
         for worker in list(self._workers.values()):
             await worker.stop()
+        for task in self._removing:
+            task.cancel()
         await self._site.settler.close()
         self._site.threads.shutdown(wait=False, cancel_futures=True)
 
@@ -201,7 +205,9 @@ class Housekeeping:
             await worker.stop()
             log.info("change_over change=%s role=%s", change, worker.work.role)
             remove = partial(shutil.rmtree, f"{self._site.incoming}/{change}", ignore_errors=True)
-            asyncio.get_running_loop().run_in_executor(self._site.threads, remove)
+            removing = asyncio.get_running_loop().create_task(self._site.after_threads(remove))
+            self._removing.add(removing)
+            removing.add_done_callback(self._removing.discard)
 
     async def _change_tablets(self, steps: Sequence[Step]) -> None:
         """Create, adopt, drop and unfence, in the order of the steps."""

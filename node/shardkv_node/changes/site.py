@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shardkv.control.labels import owned_label
 from shardkv.errors import ShardUnavailable
@@ -40,6 +40,8 @@ class Site:
     """Directory where files of tablets that are fetched are put."""
     fence_abort_s: float
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "changes"))
+    _in_threads: set[asyncio.Future[Any]] = field(default_factory=set)
+    """What runs there now, or waits for its turn; also when its caller was cancelled."""
 
     def tablet_of_shard(self, shard: int) -> int:
         """The tablet of a shard that this node owns, served or fenced. Raises ShardUnavailable."""
@@ -72,12 +74,20 @@ class Site:
     async def in_thread(self, call: Callable[[], T], *, clean_up: Callable[[], None] | None = None) -> T:
         """What `call` returns, run in a thread. When the caller is cancelled meanwhile, `clean_up` runs after it."""
         running = asyncio.get_running_loop().run_in_executor(self.threads, call)
+        self._in_threads.add(running)
+        running.add_done_callback(self._in_threads.discard)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             if clean_up is not None:
                 running.add_done_callback(lambda ended: _ended(ended, clean_up))
             raise
+
+    async def after_threads(self, call: Callable[[], None]) -> None:
+        """Run `call` in a thread when all that was begun there before has ended, callers cancelled or not."""
+        if self._in_threads:
+            await asyncio.wait(set(self._in_threads))
+        await self.in_thread(call)
 
     async def synced(self) -> None:
         """Until all that was logged so far is on disk. Raises StorageError."""
