@@ -4,7 +4,7 @@
                     came meanwhile, and the children share the parents' files
     tokens (hash)   the tables are rewritten while the shards are served; the engine refuses writes for the last
                     stretch, then comes the fence
-    merge           as one or the other; the records of tokens are united at the end
+    merge           as one or the other; the records of tokens are united too, most of them before the fence
 
 Invariants: the parents stay until the topology has the children; the commit is sent only when the children's tablets
 are made, durably, of all that was acknowledged, and the parents are fenced on disk.

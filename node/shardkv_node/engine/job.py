@@ -107,13 +107,16 @@ class UniteJob(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=4
     file_number: int
     tablet: int
     left: list[list[CompactionInput]]
-    """All the tables with the records of the tablet that has the keys below the boundary; as in `CompactionJob`."""
+    """With records of the tablet that has the keys below the boundary; as in `CompactionJob`."""
     right: list[list[CompactionInput]]
+    """Of the other one."""
     boundary: bytes | int
     """A key, or a hash token."""
     options: TableOptions
     now_ms: int = 0
     bytes_per_s: int = 0
+    looked_up: tuple[list[list[CompactionInput]], list[list[CompactionInput]]] = ([], [])
+    """Where a lane that only the other side has is looked up; oldest run first. Empty: there is no more of it."""
 
 
 Pause = Callable[[int], None]

@@ -30,7 +30,6 @@ from shardkv_node.engine.compaction_picker import (
     pick_all,
     pick_part,
     replaced,
-    runs_of,
 )
 from shardkv_node.engine.dismantling import Dismantler
 from shardkv_node.engine.expiry import end_expired
@@ -582,21 +581,25 @@ class Maintenance:
 
     def submit_unite(
         self,
-        levels: tuple[Sequence[Sequence[TableMeta]], Sequence[Sequence[TableMeta]]],
+        runs: tuple[Sequence[Sequence[TableMeta]], Sequence[Sequence[TableMeta]]],
+        looked_up: tuple[Sequence[Sequence[TableMeta]], Sequence[Sequence[TableMeta]]],
         tablet: int,
         boundary: bytes | int,
         ended: Callable[[dict[int, list[TableMeta]] | ShardKVError], None],
     ) -> None:
-        """Have the records of tokens of two tablets, pinned, united for a third one, else as `submit_split`."""
-        left, right = (self._inputs(runs_of(one)) for one in levels)
+        """Have the records of tokens of two tablets, pinned, united for a third one, else as `submit_split`.
+
+        `runs`: oldest first; the lanes in these of one of them are looked up in what is `looked_up` of the other one.
+        """
         job = UniteJob(
             job_id=self._random_bytes(4).hex(),
             output_directory=filenames.table_directory(self._directory),
             file_number=self._state.next_file,
             tablet=tablet,
-            left=left,
-            right=right,
+            left=self._inputs(runs[0]),
+            right=self._inputs(runs[1]),
             boundary=boundary,
+            looked_up=(self._inputs(looked_up[0]), self._inputs(looked_up[1])),
             options=self.table_options(),
             now_ms=self._clock() >> COUNTER_BITS,
         )

@@ -65,6 +65,7 @@ class Rewriting(ABC):
         self._round = 0
         self._fencing = not rewrite
         """The next round is the last, or the one at hand is."""
+        self._fence_up = False
         self._in_last_round = False
         self._awaited: list[Memtable] | None = None
         """What a catch-up round waits for to be in tables."""
@@ -88,6 +89,10 @@ class Rewriting(ABC):
     @abstractmethod
     def _submit(self, task: CompactionTask, ended: Callable[[JobTables | ShardKVError], None], *, first: bool) -> None:
         """Have the rows of the task rewritten for the tablets made. `first`: it has all there is in that part."""
+
+    def _prepared(self) -> bool:
+        """What else is to be done before the next catch-up round, or the fence. False: it is under way."""
+        return True
 
     @abstractmethod
     def _finish(self) -> bool:
@@ -148,25 +153,31 @@ class Rewriting(ABC):
         if not self._fencing:
             behind = sum(meta.size for meta in self._flushed) > self._last_bytes_max
             self._fencing = self._round > 0 and not (behind and self._round + 1 < self._depth)
+        if not self._fence_up and not self._prepared():
+            return False
         return self._fenced() if self._fencing else self._caught_up()
 
     def _caught_up(self) -> bool:
         """What was in memory when this was asked first is in tables now."""
         if self._awaited is None:
-            self._awaited = [memtable for tablet in self.sources for memtable in tablet.memtables()]
-        if any(tablet.active in self._awaited and len(tablet.active) for tablet in self.sources):
+            self._awaited = [memtable for part in self._parts() for memtable in part.memtables()]
+        if any(part.active in self._awaited and len(part.active) for part in self._parts()):
             self._flush()
-        there = {id(memtable) for tablet in self.sources for memtable in tablet.memtables() if len(memtable)}
+        there = {id(memtable) for part in self._parts() for memtable in part.memtables() if len(memtable)}
         return not any(id(memtable) in there for memtable in self._awaited)
 
     def _fenced(self) -> bool:
         """The sources take no writes, and all they were told is in tables."""
+        self._fence_up = True
         for tablet in self.sources:
             tablet.fenced = True
-        memory = [part for tablet in self.sources for part in (tablet, tablet.records) if part is not None]
-        if any(len(part.active) for part in memory):
+        if any(len(part.active) for part in self._parts()):
             self._flush()
         return all(self._in_tables(tablet.number) for tablet in self.sources)
+
+    def _parts(self) -> list[Tablet]:
+        """The sources, and the tablets with their records of tokens."""
+        return [part for tablet in self.sources for part in (tablet, tablet.records) if part is not None]
 
     def _note_flushed(self, metas: list[TableMeta]) -> None:
         self._maintenance.pin([metas])

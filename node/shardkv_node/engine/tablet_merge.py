@@ -3,7 +3,7 @@
 Tablets with adjacent key ranges (`at_key`) share their files with the merged one, level by level and clipped to their
 side of the key: nothing is rewritten. Tablets whose keys interleave, those of a keyspace that is split by hash tokens,
 are rewritten by jobs while they go on being written to (rewriting.py). Either way the records of tokens of both are
-united by a job at the end, since of a lane that both have the higher number counts, and not the newer row (dedupe.py).
+united by jobs (uniting.py), since of a lane that both have the higher number counts, and not the newer row (dedupe.py).
 
 Both tablets are fenced for the last stretch, and stay, fenced, once the merged one is there, until their owner drops
 them or, to take the merge back, the merged one.
@@ -15,7 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import zip_longest
 
 from shardkv.errors import ShardKVError
@@ -25,6 +25,7 @@ from shardkv_node.engine.rewriting import JobTables, Levels, Rewriting
 from shardkv_node.engine.table_meta import TableMeta
 from shardkv_node.engine.tablet import Tablet
 from shardkv_node.engine.tablet_split import cut_levels
+from shardkv_node.engine.uniting import Uniting
 
 
 def joined_levels(left: Levels, right: Levels, at_key: bytes) -> Levels:
@@ -65,51 +66,51 @@ class TabletMerge(Rewriting):
         self.merged = merged
         self._boundary = boundary
         self._install = install
-        self._held: Sequence[Levels] | None = None
-        """Pinned for the job that unites the records."""
-        self._records: list[TableMeta] | None = None
-        """What that job made; None: it was not begun, or has not ended."""
+        self._uniting = Uniting(maintenance, sources, merged.number, boundary)
+        self._united_last = False
 
     def _submit(self, task: CompactionTask, ended: Callable[[JobTables | ShardKVError], None], *, first: bool) -> None:
         self._maintenance.submit_merge(task, self.merged.number, ended, drop_tombstones=first)
 
+    def _prepared(self) -> bool:
+        due = self._uniting.behind if self._fencing else self._uniting.passes == 0
+        if not due:
+            return True
+        if self._caught_up():
+            self._awaited = None
+            self._again = not self._unite()
+        return False
+
     def _finish(self) -> bool:
-        if self._records is None:
-            self._unite()
-            return False
+        if not self._united_last:
+            self._united_last = True
+            if self._unite(last=True):
+                return False
         if isinstance(self._boundary, bytes):
             left, right = (self._maintenance.levels_of(tablet.number) for tablet in self.sources)
             levels = joined_levels(left, right, self._boundary)
         else:
             levels = self._outputs[self.merged.number]
-        self._install(self, levels, [[], self._records])
+        self._install(self, levels, self._uniting.levels)
         return True
 
-    def _unite(self) -> None:
-        levels = [
-            [] if tablet.records is None else self._maintenance.levels_of(tablet.records.number)
-            for tablet in self.sources
-        ]
-        self._held = levels
-        for one in levels:
-            self._maintenance.pin(one)
+    def _unite(self, *, last: bool = False) -> bool:
+        """Begin a pass. False: there is nothing to do in it."""
         self._job_running = True
-        self._maintenance.submit_unite((levels[0], levels[1]), self.merged.number, self._boundary, self._united)
+        begun = self._uniting.begin(self._pass_ended, last=last)
+        self._job_running = self._job_running and begun
+        return begun
 
-    def _united(self, outcome: JobTables | ShardKVError) -> None:
+    def _pass_ended(self, error: ShardKVError | None) -> None:
         self._job_running = False
-        for one in self._held or ():
-            self._maintenance.unpin(one)
-        self._held = None
-        if isinstance(outcome, ShardKVError):
-            self.give_up(outcome)
-            return
-        metas = [meta for found in outcome.values() for meta in found]
-        if self.outcome is not None:
-            self._maintenance.discard_tables(metas)
-            return
-        self._records = metas
-        self.advance()
+        if error is not None:
+            self.give_up(error)
+        elif self.outcome is None:
+            self.advance()
 
     def _unused(self) -> list[TableMeta]:
-        return [*super()._unused(), *(self._records or ())]
+        return [*super()._unused(), *(meta for metas in self._uniting.levels for meta in metas)]
+
+    def _release(self) -> None:
+        super()._release()
+        self._uniting.release()

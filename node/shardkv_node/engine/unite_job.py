@@ -1,20 +1,23 @@
 """A job of a merge: the records of tokens of two tablets become the tables of one.
 
 Both are streamed in the order of lanes, one row per lane each, and lanes that both have are united (`dedupe.united`).
+What is streamed may be the newest tables only: then a lane that one side lacks is looked up in all the tables it has.
 Invariant: of no lane with a record that has not ended is the highest number lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from shardkv_node.engine.block_cache import BlockCache
 from shardkv_node.engine.clipped_table import view
-from shardkv_node.engine.columns import PUT_EXPIRING, Columns, collapse, expand_u64, pack_u64
+from shardkv_node.engine.columns import EMPTY, PUT_EXPIRING, Columns, collapse, expand_u64, pack_u64
 from shardkv_node.engine.dedupe import of_one_side, united
 from shardkv_node.engine.job import CompactionInput, JobResult, UniteJob
 from shardkv_node.engine.merge import merge_newest, merge_rounds
 from shardkv_node.engine.open_files import OpenFiles
 from shardkv_node.engine.sorted_run import SortedRun
+from shardkv_node.engine.table_lookup import TableLookup
 from shardkv_node.engine.table_output import TableOutput
 from shardkv_node.engine.table_reader import Table
 from shardkv_node.engine.vfs import Vfs
@@ -22,6 +25,7 @@ from shardkv_node.engine.vfs import Vfs
 LEFT, RIGHT = 0, 1
 _GATHER_BYTES = 256 * 1024
 _OPEN_FILES_MAX = 32
+_CACHE_BYTES = 16 * 1024 * 1024
 
 
 def run_unite(vfs: Vfs, job: UniteJob) -> JobResult:
@@ -30,8 +34,9 @@ def run_unite(vfs: Vfs, job: UniteJob) -> JobResult:
     output = TableOutput(vfs, job.output_directory, job_id=job.job_id, file_number=job.file_number, options=job.options)
     try:
         sides = [_Side(vfs, runs, files, side, job.now_ms) for side, runs in ((LEFT, job.left), (RIGHT, job.right))]
+        rest = _Rest(vfs, job.looked_up, files, job.now_ms)
         for parts in merge_rounds(sides, b"", None, reverse=False):
-            output.add(job.tablet, _united(parts, job.boundary))
+            output.add(job.tablet, _united(rest.completed(parts), job.boundary))
         output.end_tablet()
         return output.finish()
     except BaseException:
@@ -47,10 +52,7 @@ class _Side:
     def __init__(
         self, vfs: Vfs, runs: Sequence[Sequence[CompactionInput]], files: OpenFiles, side: int, now_ms: int
     ) -> None:
-        self._runs = [
-            SortedRun([view(Table.open(vfs, table.path, table.meta, None, files), table.meta) for table in run])
-            for run in runs
-        ]
+        self._runs = _opened(vfs, runs, files, None)
         self._side = side
         self._now_ms = now_ms
 
@@ -63,16 +65,59 @@ class _Side:
 
 _Row = tuple[int, int, bytes]
 """Version, expiry, record."""
+_Rows = dict[bytes, _Row]
+"""By lane."""
 
 
-def _united(parts: Sequence[Columns], boundary: bytes | int) -> Columns:
-    """One row for each lane."""
-    rows: list[dict[bytes, _Row]] = [{}, {}]
+class _Rest:
+    """All there is of both sides, for lanes that were written to on the other one only."""
+
+    def __init__(
+        self, vfs: Vfs, sides: Sequence[Sequence[Sequence[CompactionInput]]], files: OpenFiles, now_ms: int
+    ) -> None:
+        cache = BlockCache(_CACHE_BYTES)
+        self._sides = [TableLookup(_opened(vfs, runs, files, cache)[::-1]) if runs else None for runs in sides]
+        self._now_ms = now_ms
+
+    def completed(self, parts: Sequence[Columns]) -> tuple[_Rows, _Rows]:
+        """The rows of these lanes on either side."""
+        left, right = _rows_of(parts)
+        more = self._found(LEFT, right.keys() - left.keys()), self._found(RIGHT, left.keys() - right.keys())
+        return left | more[LEFT], right | more[RIGHT]
+
+    def _found(self, side: int, lanes: Iterable[bytes]) -> _Rows:
+        lookup = self._sides[side]
+        if lookup is None:
+            return {}
+        found: _Rows = {}
+        for lane in sorted(lanes):
+            columns, row = lookup.find(lane) or (EMPTY, 0)
+            if len(columns) and columns.kind(row) == PUT_EXPIRING and columns.expiry(row) > self._now_ms:
+                found[lane] = (columns.version(row), columns.expiry(row), columns.values[row])
+        return found
+
+
+def _opened(
+    vfs: Vfs, runs: Sequence[Sequence[CompactionInput]], files: OpenFiles, cache: BlockCache | None
+) -> list[SortedRun]:
+    return [
+        SortedRun([view(Table.open(vfs, table.path, table.meta, cache, files), table.meta) for table in run])
+        for run in runs
+    ]
+
+
+def _rows_of(parts: Sequence[Columns]) -> tuple[_Rows, _Rows]:
+    rows: tuple[_Rows, _Rows] = ({}, {})
     for part in parts:
         n = len(part)
         columns = zip(expand_u64(part.versions, n), expand_u64(part.expiries, n), part.values, strict=True)
         rows[part.kind(0)].update(zip(part.keys, columns, strict=True))
-    left, right = rows
+    return rows
+
+
+def _united(sides: tuple[_Rows, _Rows], boundary: bytes | int) -> Columns:
+    """One row for each lane."""
+    left, right = sides
     merged: dict[bytes, _Row] = {}
     for lane in left.keys() | right.keys():
         one, other = left.get(lane), right.get(lane)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import pytest
 
 from shardkv.errors import ConditionFailed, InvalidArgument, OutcomeUnknown, ShardUnavailable, StorageError
 from shardkv.topology.tokens import hash_token
+from shardkv_node.engine import uniting
 from shardkv_node.engine.columns import PUT
 from shardkv_node.engine.coverage import covered, joined, narrowed
+from shardkv_node.engine.dedupe import of_one_side, united
 from shardkv_node.engine.job import UniteJob
 from shardkv_node.engine.store import Store
 from shardkv_node.engine.tools.verify import verify_store
@@ -27,6 +29,7 @@ from tests.node.engine.test_tablet_split import DEEP, LABELS, filled, table_path
 TOKEN = 1 << 63
 KEY = b"k060"
 LANE = b"L" * 16
+LANES = [b"%016d" % n for n in range(12)]
 
 
 def kept_split(store: Store, tablet: int, *, by_token: bool) -> tuple[int, int]:
@@ -262,6 +265,8 @@ def test_a_merge_that_does_not_come_to_its_end_leaves_both_and_no_file(
     before = [scan(store, left), scan(store, right)]
     merge = store.merge_tablets(left, right, boundary(by_token=by_token), b"merged")
     for _ in range(after_jobs):
+        if end == "failure" and isinstance(runner.waiting[0][0], UniteJob):
+            break
         if runner.waiting and merge.outcome is None:
             runner.run_next()
     if merge.outcome is not None:
@@ -417,6 +422,93 @@ def test_only_one_of_both_has_records(which: int) -> None:
     store.drop_tablet(right)
     assert with_token(store, number, keys[which][:2], 3).version == made.version
     assert with_token(store, number, keys[1 - which][:2], 3).version > made.version
+
+
+def records_of(store: Store, tablet: int) -> dict[bytes, bytes]:
+    records = store._tablets[tablet].records
+    found = {} if records is None else {lane: records.get(lane) for lane in LANES}
+    return {lane: record for lane, record in found.items() if record is not None}
+
+
+def written_by_lanes(store: Store, sides: Sequence[tuple[int, list[bytes]]], chance: random.Random) -> None:
+    """A few requests with tokens, each to one side or to both: new ones, parts, repetitions, some refused."""
+    for _ in range(chance.randrange(6)):
+        lane, number = chance.choice(LANES), chance.randrange(1, 12)
+        for tablet, keys in chance.sample(sides, chance.randrange(1, 3)):
+            some = chance.sample(keys, chance.randrange(1, 4))
+            more = {"conditions": [(some[0], 1)]} if chance.random() < 0.2 else {}
+            write = Write(
+                tablet, some, PUT, [b"%d" % number] * len(some), token=(lane, number), again=True, want_existed=True
+            )
+            commit_write(store, replace(write, **more) if more else write)
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("by_token", [False, True])
+def test_records_united_in_passes_while_lanes_go_on_are_those_united_once_at_the_end(
+    by_token: bool, seed: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uniting, "LANES_MAX", limit)
+    store, left, right, _ = two(CrashVfs(), seed, by_token=by_token)
+    keys, chance, bound = left_and_right_keys(by_token=by_token), random.Random(seed), boundary(by_token=by_token)
+    for turn in range(3):  # from the second on records have coverage, and parts are added to them
+        store.close()
+        store, runner = paused_store(store._vfs, DEEP)  # type: ignore[arg-type]
+        sides = [(left, keys[0]), (right, keys[1])]
+        for _ in range(3 * turn):
+            written_by_lanes(store, sides, chance)
+        merge = store.merge_tablets(left, right, bound, b"merged")
+        while merge.outcome is None:
+            written_by_lanes(store, sides, chance)
+            if chance.random() < 0.2:
+                tablets = [store._tablets[number].records for number in (left, right)]
+                store.request_compaction([records.number for records in tablets if records is not None])
+            if runner.waiting:
+                runner.run_next()
+        assert isinstance(merge.outcome, tuple), merge.outcome
+        runner.run_all()
+        below, above = records_of(store, left), records_of(store, right)
+        once = {lane: united(below[lane], above[lane], bound) for lane in below.keys() & above.keys()}
+        once |= {lane: of_one_side(below[lane], bound, below=True) for lane in below.keys() - above.keys()}
+        once |= {lane: of_one_side(above[lane], bound, below=False) for lane in above.keys() - below.keys()}
+        merged = merge.outcome[0]
+        assert records_of(store, merged) == once and (once or not turn)
+        store.drop_tablet(left)
+        store.drop_tablet(right)
+        store.request_compaction()
+        runner.run_all()
+        assert records_of(store, merged) == once
+        store.close()
+        store = open_store(store._vfs, DEEP)
+        store.fence_tablet(merged)
+        store.flush()
+        left, right = kept_split(store, merged, by_token=by_token)
+        store.drop_tablet(merged)
+    assert table_paths(store._vfs) == {f"{STORE}/tables/{name}" for name in store._state.table_names()}  # type: ignore[arg-type]
+
+
+def test_the_last_pass_unites_only_lanes_written_to_since_the_one_before() -> None:
+    store, left, right, _ = two(CrashVfs(), 1, by_token=False)
+    low, high = left_and_right_keys(by_token=False)
+    for n in range(300):
+        for tablet, key in ((left, low[0]), (right, high[0])):
+            commit_write(store, Write(tablet, [key], PUT, [b"v"], token=(b"%016d" % n, 1)))
+    store.close()
+    store, runner = paused_store(store._vfs, DEEP)  # type: ignore[arg-type]
+    merge = store.merge_tablets(left, right, KEY, b"merged")
+    jobs: list[tuple[bool, int]] = []
+    while merge.outcome is None:
+        job = runner.waiting[0][0]
+        if isinstance(job, UniteJob):
+            rows = sum(table.meta.count for run in job.left + job.right for table in run)
+            jobs.append((store.is_fenced(left), rows))
+            assert commit_write(store, Write(left, [low[0]], PUT, [b"v"], token=(b"%016d" % 7, 2))).applied == (
+                not jobs[-1][0]
+            )
+        runner.run_next()
+    assert isinstance(merge.outcome, tuple)
+    assert [(fenced, rows >= 600) for fenced, rows in jobs] == [(False, True), (True, False)] and jobs[1][1] == 1
 
 
 def test_coverage_is_cut_and_joined() -> None:
