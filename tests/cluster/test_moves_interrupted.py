@@ -22,6 +22,17 @@ ROWS = still_rows()
 WRITERS = 3
 SOURCE_STEPS = ["begin", "fencing", "fenced", "drop", "unfence"]
 TARGET_STEPS = ["ship", "staged", "tail", "fence", "commit", "committed", "adopt", "serve"]
+DEFAULT = {
+    "source.fenced",
+    "source.drop",
+    "target.tail",
+    "target.commit",
+    "target.committed",
+    "owner.fenced",
+    "owner.committed",
+    "cut",
+}
+"""Where something goes wrong in a default run."""
 OWNER_STEPS = ["fencing", "fenced", "staged", "commit", "committed", "adopt", "drop"]
 
 
@@ -32,6 +43,12 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         with found.client(timeout=20) as db:
             db.put_many(ROWS)
         yield found
+
+
+def each(*cases: str, default: int | None = None) -> list[object]:
+    """Those of DEFAULT, the first `default` of them, as they are, the others for the long battery."""
+    chosen = [case for case in cases if case in DEFAULT][:default]
+    return [case if case in chosen else pytest.param(case, marks=pytest.mark.long) for case in cases]
 
 
 class Interrupted:
@@ -104,7 +121,9 @@ def _is_stopped(world: WiredCluster, name: str) -> bool:
     return state == "T"
 
 
-@pytest.mark.parametrize("step", [f"source.{one}" for one in SOURCE_STEPS] + [f"target.{one}" for one in TARGET_STEPS])
+@pytest.mark.parametrize(
+    "step", each(*(f"source.{one}" for one in SOURCE_STEPS), *(f"target.{one}" for one in TARGET_STEPS))
+)
 def test_a_node_killed_at_any_step_of_a_move_loses_nothing(story: Interrupted, step: str) -> None:
     world, name = story.world, story.stop_at(step)
     story.begin()
@@ -118,7 +137,7 @@ def test_a_node_killed_at_any_step_of_a_move_loses_nothing(story: Interrupted, s
     story.end()
 
 
-@pytest.mark.parametrize("step", [f"owner.{one}" for one in OWNER_STEPS])
+@pytest.mark.parametrize("step", each(*(f"owner.{one}" for one in OWNER_STEPS)))
 def test_an_owner_killed_at_any_step_of_a_split_and_a_merge_loses_nothing(story: Interrupted, step: str) -> None:
     world, meta, shard = story.world, story.meta, story.shard
     name = story.stop_at(step)
@@ -149,7 +168,7 @@ def _middle(shard: ShardDocument) -> int | bytes:
     return (shard.start or b"0") + b"-still-01"
 
 
-@pytest.mark.parametrize("step", ["source.fenced", "target.commit", "target.tail"])
+@pytest.mark.parametrize("step", each("source.fenced", "target.commit", "target.tail", default=1))
 def test_a_node_that_stands_still_longer_than_the_watchdog_ends_in_one_owner(story: Interrupted, step: str) -> None:
     world, name = story.world, story.stop_at(step, how="STOP")
     story.begin()
@@ -177,7 +196,7 @@ def test_a_fence_is_lifted_when_the_target_stands_still(story: Interrupted) -> N
     story.end()
 
 
-@pytest.mark.parametrize("fault", ["cut", "refuse", "hold", "mute"])
+@pytest.mark.parametrize("fault", each("cut", "refuse", "hold", "mute"))
 def test_a_broken_link_between_source_and_target_is_mended_or_the_move_given_up(story: Interrupted, fault: str) -> None:
     world, proxy = story.world, story.world.proxies[story.source]
     change = story.meta.move(story.shard.id, story.target, rate_bytes_s=20_000)
@@ -200,7 +219,7 @@ def test_a_broken_link_between_source_and_target_is_mended_or_the_move_given_up(
     story.end()
 
 
-@pytest.mark.parametrize("step", ["source.fenced", "target.commit", "target.committed"])
+@pytest.mark.parametrize("step", each("source.fenced", "target.commit", "target.committed", default=1))
 def test_the_store_is_away_in_the_fence(story: Interrupted, step: str) -> None:
     """Nobody decides anything meanwhile; afterwards the change is committed or given up."""
     world, name = story.world, story.stop_at(step, how="STOP")
