@@ -1,6 +1,6 @@
 """What it costs that shards move while they are served: how long a key waits, and how fast data goes.
 
-    python -m tests.bench.elastic [--moves 30] [--megabytes 200] [--rows NAME...] [--json]
+    python -m tests.bench.elastic [--moves 30] [--megabytes 200] [--keys 1000000] [--rows NAME...] [--json]
 
 Starts clusters with `shardkv cluster up` on directories of their own, two nodes each, in the default durability.
 
@@ -10,6 +10,7 @@ pause of a key during a move    one thread reads a key, one writes it, one after
 speed of a move                 a shard of so many megabytes (values that do not compress) goes to the other node,
                                 without load; megabytes a second from the begin of the change to its end, against `cp`
                                 and fsync of as many
+growth, steady, shards          elastic_growth.py
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 from shardkv import Client
 from shardkv.errors import ShardKVError
+from tests.bench.elastic_growth import growth_row, shards_row, steady_row
 from tests.bench.report import LESS, RATE, WITHIN, heading, machine, machine_lines, note, row_line
 from tests.worlds.changes import Meta
 from tests.worlds.cluster import ClusterWorld, cluster_world
@@ -215,6 +217,9 @@ def copy_s(directory: Path, size: int) -> float:
 ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
     "pause": lambda asked: pause_row(asked.moves),
     "speed": lambda asked: speed_row(asked.megabytes),
+    "growth": lambda asked: growth_row(asked.keys),
+    "steady": lambda asked: steady_row(),
+    "shards": lambda asked: shards_row(),
 }
 
 
@@ -228,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=30)
     parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--keys", type=int, default=1_000_000, help="of the cluster that grows")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -242,6 +248,8 @@ def main() -> None:
     print(heading("", ["ours", "other"]))
     for row in rows:
         print(line(row))
+        if "told" in row:
+            print(f"    {row['told']}")
 
 
 if __name__ == "__main__":
