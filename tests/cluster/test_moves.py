@@ -17,7 +17,7 @@ from tests.worlds.wired_cluster import WiredCluster, wired_cluster
 CONFIG = SMALL + "\n[node]\nfence_abort_ms = 15000\n"
 """No change is given up because the machine is busy."""
 RATE = 100_000
-BURST_BYTES = 400_000
+BURST_BYTES = 1 << 20
 """The first piece comes at once, and it is as large as a table."""
 
 
