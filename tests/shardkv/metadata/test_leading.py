@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
 from shardkv.errors import MetadataUnavailable, OutcomeUnknown
 from shardkv.metadata.leading import LEADER_KEY, Leading, Term
 from shardkv.metadata.store import MetaStore
-from shardkv.metadata.stores import open_store, parse_store
 from shardkv.metadata.view import StoreView
 from shardkv.wire.messages import MetaPut
-from tests.worlds.etcd import EtcdWorld, etcd_world
+from tests.shardkv.metadata.conftest import Run
 
 LEASE_S = 2.0
-Story = Callable[[MetaStore], Awaitable[None]]
-Run = Callable[[Story], None]
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdWorld]:
-    with etcd_world(tmp_path_factory.mktemp("etcd")) as world:
-        yield world
-
-
-@pytest.fixture(params=["embedded", "etcd"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    """Runs a story on a new store."""
-    address = "embedded"
-    if request.param == "etcd":
-        etcd: EtcdWorld = request.getfixturevalue("etcd")
-        address = f"etcd://{etcd.endpoints}/{tmp_path.name}"
-
-    def run(story: Story) -> None:
-        async def bounded() -> None:
-            async with asyncio.timeout(30), open_store(parse_store(address), tmp_path) as store:
-                await story(store)
-
-        asyncio.run(bounded())
-
-    return run
 
 
 class Candidate:
