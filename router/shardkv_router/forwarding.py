@@ -162,7 +162,8 @@ class Forwarder:
         self._inherited = {token: part for token, part in self._inherited.items() if not part.finished}
         for part in united(found, self._end):
             token = token_of(part)
-            if token in self._inherited:
+            earlier = None if token is None else self._inherited.get(token)
+            if earlier is not None and earlier is not part:
                 self._end(part, _comes_late(part))
                 continue
             if token is not None:
