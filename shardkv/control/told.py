@@ -14,7 +14,6 @@ from shardkv.control.controller import progress_of
 from shardkv.control.jobs import ENDED
 from shardkv.control.keyspaces import starter_of, wish_for
 from shardkv.control.planner import ASSUMED_BYTES_S
-from shardkv.control.planner import Plan as MovesPlan
 from shardkv.control.reports import ChangeReport, ShardReport
 from shardkv.control.situation import Situation
 from shardkv.topology.documents import (
@@ -161,13 +160,6 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Settings = ControllerSettings
-
-
-# Plans
-
-
-def tell_plan(plan: MovesPlan) -> Plan:
-    return Plan(plan.moves, plan.bytes, plan.eta_s, plan.before, plan.after)
 
 
 # Jobs

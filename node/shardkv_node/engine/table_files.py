@@ -52,11 +52,6 @@ class TableFiles:
     def __len__(self) -> int:
         return len(self._tables)
 
-    @property
-    def open_files(self) -> int:
-        """Descriptors held now."""
-        return len(self._files)
-
     def open(self, meta: TableMeta) -> Table:
         """A table not yet in use. Raises `Corruption`, `StorageError`."""
         path = filenames.table_path(self._directory, meta.file_name)
