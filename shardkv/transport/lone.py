@@ -66,7 +66,7 @@ class Heard:
         for first in range(0, len(heard), LONE_MAX):
             some = heard[first : first + LONE_MAX]
             if len(some) > 1 and not server.draining and not server.admission.crowded:
-                some = self._take_lone(some)
+                some = self._left_after_lone(some)
             for connection in some:
                 self._work(connection)
 
@@ -76,6 +76,14 @@ class Heard:
         except Exception:
             log.exception("connection_failed")
             connection.cut_off("connection_failed")
+
+    def _left_after_lone(self, heard: list[Connection]) -> list[Connection]:
+        """As `_take_lone`; when that fails, each is worked on by itself, so that a bug costs one connection at most."""
+        try:
+            return self._take_lone(heard)
+        except Exception:
+            log.exception("lone_requests_failed count=%d", len(heard))
+            return heard
 
     def _take_lone(self, heard: list[Connection]) -> list[Connection]:
         """Begin the lone reads and writes of these connections; returns the connections that have more to do."""

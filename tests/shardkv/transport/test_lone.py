@@ -66,6 +66,13 @@ class Silent(Answering):
         return True
 
 
+class Broken(Answering):
+    """Fails when it is asked for more than one read at once."""
+
+    def read_together(self, requests: Sequence[Request], until: float) -> tuple[list[Reply], int]:
+        raise ValueError("broken")
+
+
 class Caller:
     """A raw connection."""
 
@@ -198,6 +205,16 @@ def test_a_malformed_frame_among_lone_ones_ends_its_own_connection_alone() -> No
             assert (await bad.replies())[0].status != OK
             for number, value in enumerate(await values(good)):
                 assert value in (b"alone", b"quick %d" % number)
+
+    asyncio.run(main())
+
+
+def test_when_the_quick_way_fails_each_is_answered_by_itself() -> None:
+    async def main() -> None:
+        async with callers(Broken) as (made, _, _):
+            for first in range(0, 300, 100):
+                await together(made, lambda number, first=first: read(first + number, b"%d" % number))
+                assert await values(made) == [b"alone"] * CALLERS
 
     asyncio.run(main())
 
